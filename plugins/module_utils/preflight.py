@@ -1,0 +1,161 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold of the hosts before anything is changed on one of them. Pure: no I/O.
+
+Everything here takes what M(localfirst.llm_fleet.host_info) returned and gives back a list of faults.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+
+CLOCK_SKEW_SECONDS = 5.0
+"""Tokens expire and leases run by the hosts' clocks; more than this is a fault."""
+
+RED_HAT_FAMILY = ("rhel", "rocky", "almalinux", "centos")
+NODE_DISTRIBUTIONS = {
+    "debian": ("12", "13"),
+    "ubuntu": ("22.04", "24.04"),
+    **dict.fromkeys(RED_HAT_FAMILY, ("9",)),
+}
+GATEWAY_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
+HAPROXY_MINIMUM = (2, 6, 12)
+"""The first HAProxy of a supported distribution; see docs/architecture.md for what it brings."""
+
+
+def check_groups(gateways: list[str], nodes: list[str]) -> list[Fault]:
+    """A fleet needs at least one host that answers clients and one that computes."""
+    return [
+        Fault(f"the group `{group}` is empty", "inventory", f"put at least one host into the group `{group}`")
+        for group, members in (("gateways", gateways), ("gpu_nodes", nodes))
+        if not members
+    ]
+
+
+def check_paths(paths: dict[str, str]) -> list[Fault]:
+    """Paths on the controller are absolute, or nobody could say which directory they start from."""
+    faults = []
+    for variable, path in sorted(paths.items()):
+        if not path:
+            faults.append(
+                Fault(
+                    f"{variable} is not set, and there is no inventory on disk to take a default from",
+                    variable,
+                    f"set {variable} to an absolute path that outlives this run",
+                )
+            )
+        elif not path.startswith("/"):
+            fix = f"make it absolute, for instance \"{{{{ inventory_dir }}}}/{path}\""
+            faults.append(Fault(f"the path {path!r} is relative", variable, fix))
+    return faults
+
+
+def check_reachable(gateways: list[str], gateways_out: list[str], asked: set[str], answered: set[str]) -> list[Fault]:
+    """Every gateway answers or is declared out: all gateways serve the same plan, or none gets a new one."""
+    faults = [
+        Fault(
+            f"gateway {name} does not answer",
+            f"host {name}",
+            f"bring it back, or declare it out with llm_fleet_gateways_out: [{name}] (nodes then refuse it)",
+        )
+        for name in gateways
+        if name in asked and name not in answered and name not in gateways_out
+    ]
+    faults += [
+        Fault(f"{name} is no gateway", "llm_fleet_gateways_out", f"known gateways: {', '.join(sorted(gateways))}")
+        for name in gateways_out
+        if name not in gateways
+    ]
+    if gateways and set(gateways) <= set(gateways_out):
+        faults.append(Fault("no gateway is left", "llm_fleet_gateways_out", "leave at least one gateway in"))
+    return faults
+
+
+def check_host(host: dict, is_gateway: bool) -> list[Fault]:
+    """One host: its distribution, its clock, its address and, on a gateway, its HAProxy."""
+    where = f"host {host['name']}"
+    faults = [*_check_distribution(host["distribution"], is_gateway, where), *_check_address(host["address"], where)]
+    if abs(host["clock_skew"]) > CLOCK_SKEW_SECONDS:
+        faults.append(
+            Fault(
+                f"its clock differs from the controller's by {host['clock_skew']:.1f} s (at most {CLOCK_SKEW_SECONDS:.0f} s)",
+                where,
+                "synchronise the clocks, for instance with chrony, and run again",
+            )
+        )
+    if is_gateway and haproxy_number(host["haproxy_version"]) < HAPROXY_MINIMUM:
+        least = ".".join(map(str, HAPROXY_MINIMUM))
+        found = host["haproxy_version"] or "none"
+        faults.append(
+            Fault(
+                f"HAProxy {least} or newer is needed, the package sources offer {found}",
+                where,
+                "refresh the package lists, or take a gateway with Debian 12 or Ubuntu 24.04 or newer",
+            )
+        )
+    return faults
+
+
+def check_disk(host: dict, bytes_to_move: int, reserve: int) -> list[Fault]:
+    """The store holds what the plan brings, and `reserve` bytes stay free on its file system."""
+    store = host["store"]
+    if bytes_to_move == 0 or store["free_bytes"] >= bytes_to_move + reserve:
+        return []
+    gib = 1024**3
+    return [
+        Fault(
+            f"{store['path']} has {store['free_bytes'] / gib:.1f} GiB free, {bytes_to_move / gib:.1f} GiB are to come"
+            f" and {reserve / gib:.1f} GiB stay free (llm_fleet_disk_reserve)",
+            f"host {host['name']}",
+            "free some space, mount a larger disk there, or plan fewer models for this host",
+        )
+    ]
+
+
+def check_ca(gateways: list[dict], controller_ca: str) -> list[Fault]:
+    """A gateway was signed by the CA that the controller holds.
+
+    A controller that lost the CA's directory (an execution environment starts with none) would make
+    another CA, and every client would have to trust that one.
+    """
+    return [
+        Fault(
+            "it serves a certificate of another CA than the one in llm_fleet_ca_dir",
+            f"host {gateway['name']}",
+            "point llm_fleet_ca_dir to the directory of the fleet's CA, on storage that outlives this run;"
+            " to start with a new CA, remove /etc/haproxy/llm_fleet/ca.pem on every gateway first",
+        )
+        for gateway in gateways
+        if gateway["fleet_ca"] and gateway["fleet_ca"].strip() != controller_ca.strip()
+    ]
+
+
+def haproxy_number(version: str) -> tuple[int, ...]:
+    """``2.6.12-1+deb12u4`` to ``(2, 6, 12)``; an empty tuple where there is no version."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def _check_distribution(distribution: dict, is_gateway: bool, where: str) -> list[Fault]:
+    supported = GATEWAY_DISTRIBUTIONS if is_gateway else NODE_DISTRIBUTIONS
+    name, version = distribution["id"], distribution["version"]
+    # Red Hat's family counts minor releases (9.4), of which any will do.
+    release = version.split(".")[0] if name in RED_HAT_FAMILY else version
+    if release in supported.get(name, ()):
+        return []
+    role = "gateway" if is_gateway else "GPU node"
+    known = ", ".join(f"{name} {' or '.join(releases)}" for name, releases in supported.items())
+    found = f"{name} {version}".strip() or "an unknown distribution"
+    return [Fault(f"a {role} on {found} is not supported", where, f"use one of: {known}")]
+
+
+def _check_address(address: str, where: str) -> list[Fault]:
+    # Engines are published on this address and firewalls name it: a name that resolves elsewhere tomorrow won't do.
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return [Fault(f"{address!r} is not an IP address", where, "set llm_fleet_address to the host's private IP address")]
+    return []

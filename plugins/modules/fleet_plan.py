@@ -1,0 +1,325 @@
+#!/usr/bin/python
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: fleet_plan
+short_description: Checks a fleet's catalog, lockfile and hosts, and plans what runs where
+version_added: 0.1.0
+description:
+  - Runs on the controller, once, with what M(localfirst.llm_fleet.host_info) told of every host that answered.
+  - Finds all faults before it fails, so that one run shows everything there is to mend.
+  - Changes nothing. The plan is passed on as data and applied by the roles.
+options:
+  models:
+    description: The catalog as the operator wrote it, see docs/catalog.md.
+    type: raw
+    required: true
+  clients:
+    description: The clients as the operator wrote them.
+    type: raw
+    required: true
+  profiles:
+    description: Engine profiles by name, from the lookup P(localfirst.llm_fleet.engine_profiles#lookup).
+    type: dict
+    required: true
+  lockfile:
+    description: Absolute path of the lockfile on the controller.
+    type: str
+    required: true
+  ca_dir:
+    description: Absolute path of the directory of the fleet's CA on the controller.
+    type: str
+    required: true
+  gateways:
+    description: Names of all gateways.
+    type: list
+    elements: str
+    required: true
+  gateways_out:
+    description: Names of the gateways that are out of service.
+    type: list
+    elements: str
+    default: []
+  nodes:
+    description: Names of all GPU nodes.
+    type: list
+    elements: str
+    required: true
+  removed:
+    description: Names of GPU nodes that are to give everything back.
+    type: list
+    elements: str
+    default: []
+  asked:
+    description: Names of the hosts that this run addresses, whether they answered or not.
+    type: list
+    elements: str
+    required: true
+  hosts:
+    description:
+      - The hosts that answered. To what M(localfirst.llm_fleet.host_info) returned add C(name), C(address) and, for a
+        GPU node, C(gpus), the UUIDs of its GPUs.
+    type: list
+    elements: dict
+    required: true
+  port_range:
+    description: First and last port that engines may be published on.
+    type: list
+    elements: int
+    default: [20000, 29999]
+  disk_reserve:
+    description: Bytes that stay free on the file system of a host's store.
+    type: int
+    default: 1073741824
+  strict:
+    description: Fail when there is a fault; otherwise return the faults, and no plan.
+    type: bool
+    default: true
+author:
+  - localfirst.llm_fleet contributors
+attributes:
+  check_mode:
+    description: The module changes nothing, so check mode makes no difference.
+    support: full
+  diff_mode:
+    description: Returns the plan before and after.
+    support: full
+  idempotent:
+    description: The same input leads to the same plan.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Check everything and plan
+  localfirst.llm_fleet.fleet_plan:
+    models: "{{ llm_fleet_models }}"
+    clients: "{{ llm_fleet_clients }}"
+    profiles: "{{ lookup('localfirst.llm_fleet.engine_profiles') }}"
+    lockfile: "{{ llm_fleet_lockfile }}"
+    ca_dir: "{{ llm_fleet_ca_dir }}"
+    gateways: "{{ groups['gateways'] }}"
+    nodes: "{{ groups['gpu_nodes'] }}"
+    asked: "{{ ansible_play_hosts_all }}"
+    hosts: "{{ ansible_play_hosts | map('extract', hostvars, 'llm_fleet_host') }}"
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+faults:
+  description: What is wrong, where, and what to do about it.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{"what": "unknown engine 'llamacp'", "where": "llm_fleet_models[tiny].engine", "fix": "did you mean 'llamacpp'?"}]
+plan:
+  description: The plan; see docs/architecture.md.
+  type: dict
+  returned: when there is no fault
+leaving:
+  description: Instances that still run somewhere and are no longer wanted.
+  type: list
+  elements: dict
+  returned: when there is no fault
+actions:
+  description: What applying the plan does, a line each.
+  type: list
+  elements: str
+  returned: when there is no fault
+  sample: ["gpu1: create tiny-0-a (tiny 1.0.0, port 20000)"]
+pending:
+  description: Models whose wanted release differs from the one that runs.
+  type: list
+  elements: str
+  returned: when there is no fault
+clients:
+  description: The clients, with defaults filled in.
+  type: list
+  elements: dict
+  returned: when there is no fault
+frozen:
+  description: The run does not address every gateway, so the plan stays as it was last applied.
+  type: bool
+  returned: when there is no fault
+status:
+  description: What should run and what does, a row for each instance.
+  type: list
+  elements: dict
+  returned: when there is no fault
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, render_faults
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import choose_current, make_plan
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import host_artifacts, status_rows
+
+
+class FleetPlanner:
+    """Reads the two files on the controller; all the rest is asked of pure functions."""
+
+    def __init__(self, params: dict) -> None:
+        self.params = params
+        self.faults: list[Fault] = []
+        self.gateways = set(params["gateways"])
+        self.answered = {host["name"]: host for host in params["hosts"]}
+        self.asked = set(params["asked"])
+
+    def note(self, faults: list[Fault]) -> None:
+        self.faults.extend(faults)
+
+    def run(self) -> dict:
+        """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
+        models, clients, lock = self.check_written()
+        current = self.check_hosts()
+        if self.faults:
+            return {"faults": self.faults}
+
+        params = self.params
+        frozen = not self.gateways <= self.asked | set(params["gateways_out"])
+        if frozen and current is None:
+            self.note([_no_plan_to_keep(self.gateways - self.asked)])
+            return {"faults": self.faults}
+        releases = wanted_releases(models, lock, params["profiles"])
+        result = make_plan(
+            models,
+            releases,
+            engine_interfaces(params["profiles"], {model["engine"] for model in models}),
+            self.node_list(),
+            current,
+            port_range=tuple(params["port_range"]),
+            running={name: host["instances"] for name, host in self.answered.items()},
+            frozen=frozen,
+        )
+        self.note(result.faults)
+        if not self.faults:
+            self.note(self.check_disks(result.plan))
+        if self.faults:
+            return {"faults": self.faults}
+        return {
+            "faults": [],
+            "plan": result.plan,
+            "leaving": result.leaving,
+            "actions": result.actions,
+            "pending": result.pending,
+            "clients": clients,
+            "frozen": frozen,
+            "status": status_rows(result.plan, self.states()),
+            "diff": {"before": current or {}, "after": result.plan},
+        }
+
+    def check_written(self) -> tuple:
+        """What the operator wrote: paths, groups, catalog, clients, lockfile."""
+        params = self.params
+        self.note(preflight.check_groups(params["gateways"], params["nodes"]))
+        self.note(preflight.check_paths({"llm_fleet_lockfile": params["lockfile"], "llm_fleet_ca_dir": params["ca_dir"]}))
+        models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
+        self.note(faults)
+        lock = {}
+        if params["lockfile"].startswith("/"):
+            lock = self.read_lockfile(Path(params["lockfile"]), models)
+        return models, clients, lock
+
+    def read_lockfile(self, path: Path, models: list[dict]) -> dict:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", "see docs/catalog.md for how to write one")])
+            return {}
+        lock, faults = parse_lockfile(text, str(path))
+        self.note(faults)
+        if not faults:
+            self.note(check_locked(models, lock, path.name, self.params["profiles"]))
+        return lock
+
+    def check_hosts(self) -> dict | None:
+        """What the hosts told; returns the plan that was last applied."""
+        params = self.params
+        self.note(preflight.check_reachable(params["gateways"], params["gateways_out"], self.asked, set(self.answered)))
+        for name, host in sorted(self.answered.items()):
+            self.note(preflight.check_host(host, name in self.gateways))
+        ca = Path(params["ca_dir"]) / "ca.pem"
+        gateways = [host for name, host in sorted(self.answered.items()) if name in self.gateways]
+        self.note(preflight.check_ca(gateways, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
+        current, faults = choose_current(self.states())
+        self.note(faults)
+        return current
+
+    def check_disks(self, plan: dict) -> list[Fault]:
+        faults = []
+        for name, host in sorted(self.answered.items()):
+            held = set(host["blobs"])
+            wanted = {file["sha256"]: file["size"] for artifact in host_artifacts(plan, name) for file in artifact["files"]}
+            missing = sum(size for digest, size in wanted.items() if digest not in held)
+            faults += preflight.check_disk(host, missing, self.params["disk_reserve"])
+        return faults
+
+    def node_list(self) -> list[dict]:
+        """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
+        return [
+            {
+                "name": name,
+                "address": self.answered.get(name, {}).get("address", ""),
+                "gpus": self.answered.get(name, {}).get("gpus", []),
+                "reachable": name in self.answered,
+            }
+            for name in self.params["nodes"]
+            if name not in self.params["removed"]
+        ]
+
+    def states(self) -> list[dict]:
+        names = sorted({*self.params["nodes"], *self.gateways})
+        silent = {"plan": None, "plan_error": "", "instances": [], "reachable": False}
+        return [
+            {**silent, **self.answered.get(name, {}), "host": name, "reachable": name in self.answered} for name in names
+        ]
+
+
+def _no_plan_to_keep(missing: set[str]) -> Fault:
+    return Fault(
+        f"this run leaves out {', '.join(sorted(missing))}, and no plan was ever applied that it could keep",
+        "--limit",
+        "run once without --limit, so that all gateways learn the plan",
+    )
+
+
+def main() -> None:
+    names = {"type": "list", "elements": "str"}
+    module = AnsibleModule(
+        argument_spec={
+            "models": {"type": "raw", "required": True},
+            "clients": {"type": "raw", "required": True},
+            "profiles": {"type": "dict", "required": True},
+            "lockfile": {"type": "str", "required": True},
+            "ca_dir": {"type": "str", "required": True},
+            "gateways": {**names, "required": True},
+            "gateways_out": {**names, "default": []},
+            "nodes": {**names, "required": True},
+            "removed": {**names, "default": []},
+            "asked": {**names, "required": True},
+            "hosts": {"type": "list", "elements": "dict", "required": True},
+            "port_range": {"type": "list", "elements": "int", "default": [20000, 29999]},
+            "disk_reserve": {"type": "int", "default": 1024**3},
+            "strict": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    result = FleetPlanner(module.params).run()
+    faults = result.pop("faults")
+    described = [fault.as_dict() for fault in faults]
+    if faults and module.params["strict"]:
+        module.fail_json(msg=render_faults(faults), faults=described)
+    module.exit_json(changed=False, faults=described, **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Build the testbed's images from the recipes in testbed/images/.
+
+A recipe with `suite` becomes a new root made by mmdebstrap, one with `base` is another image plus packages.
+An image carries the hash of its recipe as a label and is built again only when the recipe changed.
+Needs nothing but Python 3.11 and mmdebstrap: images are built while the virtual environment still installs.
+"""
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from pathlib import Path
+
+RECIPES = Path(__file__).resolve().parent / "images"
+PREFIX = "llm-fleet-testbed"
+LABEL = f"{PREFIX}.recipe"
+BUILD_LABEL = f"{PREFIX}.build"
+MIRROR = os.environ.get("DEBIAN_MIRROR", "")
+DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
+SUDO = [] if os.geteuid() == 0 else ["sudo"]
+DEFAULT = ["debian12", "debian13", "llamacpp", "upstream"]
+WARM = ["debian12-warm", "debian13-warm"]
+
+
+class BuildError(Exception):
+    """A build step failed; the message says which and how."""
+
+
+def say(name: str, text: str) -> None:
+    print(f"  {name:<14} {text}", flush=True)
+
+
+def load(name: str) -> dict:
+    path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
+        raise BuildError(f"{name}: no such image; there are: {known}")
+    return tomllib.loads(path.read_text())
+
+
+def recipe_hash(name: str) -> str:
+    """Hash of everything that goes into an image: its recipe, the files it names, its base, the mirror."""
+    recipe, digest = load(name), hashlib.sha256(MIRROR.encode())
+    digest.update((RECIPES / f"{name}.toml").read_bytes())
+    for part in filter(None, (recipe.get("overlay"), recipe.get("setup"))):
+        path = RECIPES / part
+        for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
+            digest.update(f"{file.relative_to(RECIPES)} {file.stat().st_mode & 0o100:o}\n".encode())
+            digest.update(file.read_bytes())
+    if "base" in recipe:
+        digest.update(recipe_hash(recipe["base"]).encode())
+    return digest.hexdigest()[:16]
+
+
+def run(command: list[str], name: str, **kwargs) -> str:
+    """Run a command that belongs to the image `name`; its output is shown only when it fails."""
+    done = subprocess.run(command, text=True, capture_output=True, check=False, **kwargs)
+    if done.returncode:
+        raise BuildError(f"{name}: {shlex.join(command)[:160]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout.strip()
+
+
+def current_hash(name: str) -> str:
+    done = subprocess.run(
+        [*DOCKER, "image", "inspect", "-f", f'{{{{index .Config.Labels "{LABEL}"}}}}', f"{PREFIX}/{name}"],
+        text=True, capture_output=True, check=False,
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def changes(recipe: dict, wanted: str) -> list[str]:
+    """Arguments for docker import and docker commit."""
+    return [a for line in [*recipe.get("config", []), f"LABEL {LABEL}={wanted}"] for a in ("-c", line)]
+
+
+def bootstrap(name: str, recipe: dict, wanted: str) -> str:
+    """Make a root file system with mmdebstrap and stream it into docker import. Return the image's id."""
+    command = [*SUDO, "mmdebstrap", "--variant=minbase", f"--include={','.join(recipe['packages'])}"]
+    command += [f"--aptopt={o}" for o in ('Acquire::Languages "none"', *recipe.get("apt_options", []))]
+    # The documentation of a hundred packages is never unpacked; it would be removed at the end anyway.
+    command += ["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
+                "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io"]
+    if "overlay" in recipe:
+        overlay = shlex.quote(str(RECIPES / recipe["overlay"]))
+        command += [f'--customize-hook=cp -R --no-preserve=ownership,timestamps {overlay}/. "$1"/']
+    if "setup" in recipe:
+        command += [f'--customize-hook=chroot "$1" sh -s < {shlex.quote(str(RECIPES / recipe["setup"]))}']
+    # Without a mirror named, mmdebstrap takes Debian's own, with the updates and security suites.
+    command += [recipe["suite"], "-", *filter(None, [MIRROR])]
+    maker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
+    log: list[str] = []
+
+    def follow() -> None:
+        for raw in maker.stderr:
+            line = raw.decode(errors="replace").rstrip()
+            log.append(line)
+            if line.startswith(("I: running apt", "I: download", "I: extract", "I: install", "I: creating")):
+                say(name, line[3:])
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    importer = subprocess.run(
+        [*DOCKER, "import", *changes(recipe, wanted), "-"],
+        stdin=maker.stdout, text=True, capture_output=True, check=False,
+    )
+    maker.stdout.close()
+    code = maker.wait()
+    follower.join()
+    image = importer.stdout.strip()
+    if code or importer.returncode:
+        if importer.returncode == 0:
+            subprocess.run([*DOCKER, "image", "rm", image], capture_output=True, check=False)
+        raise BuildError(f"{name}: mmdebstrap ended with {code}:\n" + "\n".join([*log[-30:], importer.stderr]))
+    return image
+
+
+def derive(name: str, recipe: dict, wanted: str) -> str:
+    """Install packages into a container of the base image and commit it. Return the image's id."""
+    say(name, f"installing {', '.join(recipe['packages'])} on {recipe['base']}")
+    container = run([*DOCKER, "run", "-d", "--label", BUILD_LABEL, f"{PREFIX}/{recipe['base']}", "sleep", "3600"], name)
+    try:
+        execute = [*DOCKER, "exec", "-i", "-e", "DEBIAN_FRONTEND=noninteractive", container, "sh", "-c"]
+        # The recipe's own configuration files are there before the package: dpkg keeps them.
+        if "overlay" in recipe:
+            run([*DOCKER, "cp", f"{RECIPES / recipe['overlay']}/.", f"{container}:/"], name)
+        install = "apt-get update -q && apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
+        run([*execute, install + " && apt-get clean"], name)
+        if "setup" in recipe:
+            run([*execute, (RECIPES / recipe["setup"]).read_text()], name)
+        if not recipe.get("keep_package_lists"):
+            run([*execute, "rm -rf /var/lib/apt/lists/*"], name)
+        return run([*DOCKER, "commit", *changes(recipe, wanted), container], name)
+    finally:
+        subprocess.run([*DOCKER, "rm", "-fv", container], capture_output=True, check=False)
+
+
+def build(name: str, wanted: str) -> None:
+    recipe, begun = load(name), time.monotonic()
+    previous = subprocess.run(
+        [*DOCKER, "image", "inspect", "-f", "{{.Id}}", f"{PREFIX}/{name}"], text=True, capture_output=True, check=False,
+    ).stdout.strip()
+    image = (derive if "base" in recipe else bootstrap)(name, recipe, wanted)
+    run([*DOCKER, "tag", image, f"{PREFIX}/{name}"], name)
+    if previous:
+        # Fails while a host still runs from it; it is untagged then and docker image prune takes it later.
+        subprocess.run([*DOCKER, "image", "rm", previous], capture_output=True, check=False)
+    say(name, f"built in {time.monotonic() - begun:.0f} s")
+
+
+def remove_leftovers() -> None:
+    """Remove build containers of an earlier run that was killed."""
+    found = run([*DOCKER, "ps", "-aq", "--filter", f"label={BUILD_LABEL}"], "docker").split()
+    if found:
+        run([*DOCKER, "rm", "-fv", *found], "docker")
+
+
+def build_all(names: list[str]) -> None:
+    """Build what is missing or outdated, bases first, those that don't need each other side by side."""
+    order = list(dict.fromkeys(n for name in names for n in (load(name).get("base", name), name)))
+    missing = {name: wanted for name in order if current_hash(name) != (wanted := recipe_hash(name))}
+    if not missing:
+        print("  all images are there: " + ", ".join(order), flush=True)
+        return
+    remove_leftovers()
+    print(f"  building {', '.join(missing)}", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        jobs: dict[str, concurrent.futures.Future] = {}
+
+        def job(name: str) -> None:
+            base = load(name).get("base")
+            if base in jobs:
+                jobs[base].result()
+            build(name, missing[name])
+
+        for name in missing:
+            jobs[name] = pool.submit(job, name)
+        failed = [e for e in (j.exception() for j in jobs.values()) if e]
+    if failed:
+        raise BuildError("\n".join(str(e) for e in dict.fromkeys(failed)))
+
+
+def main() -> int:
+    cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    cli.add_argument("names", nargs="*", help=f"images to build (default: {' '.join(DEFAULT)})")
+    cli.add_argument("--warm", action="store_true", help="also the hosts with packages installed, for the tests")
+    args = cli.parse_args()
+    try:
+        build_all([*(args.names or DEFAULT), *(WARM if args.warm else [])])
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

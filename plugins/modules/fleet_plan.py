@@ -75,7 +75,7 @@ options:
     type: int
     default: 1073741824
   strict:
-    description: Fail when there is a fault; otherwise return the faults, and no plan.
+    description: Fail when there is a fault; otherwise return the faults, and the plan that was last applied.
     type: bool
     default: true
 author:
@@ -118,37 +118,37 @@ faults:
 plan:
   description: The plan; see docs/architecture.md.
   type: dict
-  returned: when there is no fault
+  returned: always
 leaving:
   description: Instances that still run somewhere and are no longer wanted.
   type: list
   elements: dict
-  returned: when there is no fault
+  returned: always
 actions:
   description: What applying the plan does, a line each.
   type: list
   elements: str
-  returned: when there is no fault
+  returned: always
   sample: ["gpu1: create tiny-0-a (tiny 1.0.0, port 20000)"]
 pending:
   description: Models whose wanted release differs from the one that runs.
   type: list
   elements: str
-  returned: when there is no fault
+  returned: always
 clients:
   description: The clients, with defaults filled in.
   type: list
   elements: dict
-  returned: when there is no fault
+  returned: always
 frozen:
   description: The run does not address every gateway, so the plan stays as it was last applied.
   type: bool
-  returned: when there is no fault
+  returned: always
 status:
   description: What should run and what does, a row for each instance.
   type: list
   elements: dict
-  returned: when there is no fault
+  returned: always
 """
 
 from pathlib import Path
@@ -157,9 +157,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, render_faults
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import choose_current, make_plan
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import host_artifacts, status_rows
 
@@ -181,32 +181,15 @@ class FleetPlanner:
         """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
         models, clients, lock = self.check_written()
         current = self.check_hosts()
-        if self.faults:
-            return {"faults": self.faults}
-
-        params = self.params
-        frozen = not self.gateways <= self.asked | set(params["gateways_out"])
+        frozen = not self.gateways <= self.asked | set(self.params["gateways_out"])
         if frozen and current is None:
             self.note([_no_plan_to_keep(self.gateways - self.asked)])
-            return {"faults": self.faults}
-        releases = wanted_releases(models, lock, params["profiles"])
-        result = make_plan(
-            models,
-            releases,
-            engine_interfaces(params["profiles"], {model["engine"] for model in models}),
-            self.node_list(),
-            current,
-            port_range=tuple(params["port_range"]),
-            running={name: host["instances"] for name, host in self.answered.items()},
-            frozen=frozen,
-        )
-        self.note(result.faults)
+        # Where nothing can be planned, what was last applied still tells what should run.
+        result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
         if not self.faults:
-            self.note(self.check_disks(result.plan))
-        if self.faults:
-            return {"faults": self.faults}
+            result = self.plan(models, lock, current, frozen)
         return {
-            "faults": [],
+            "faults": self.faults,
             "plan": result.plan,
             "leaving": result.leaving,
             "actions": result.actions,
@@ -216,6 +199,23 @@ class FleetPlanner:
             "status": status_rows(result.plan, self.states()),
             "diff": {"before": current or {}, "after": result.plan},
         }
+
+    def plan(self, models: list[dict], lock: dict, current: dict | None, frozen: bool) -> PlanResult:
+        params = self.params
+        result = make_plan(
+            models,
+            wanted_releases(models, lock, params["profiles"]),
+            engine_interfaces(params["profiles"], {model["engine"] for model in models}),
+            self.node_list(),
+            current,
+            port_range=tuple(params["port_range"]),
+            running={name: host["instances"] for name, host in self.answered.items()},
+            frozen=frozen,
+        )
+        self.note(result.faults)
+        if not result.faults:
+            self.note(self.check_disks(result.plan))
+        return result
 
     def check_written(self) -> tuple:
         """What the operator wrote: paths, groups, catalog, clients, lockfile."""
@@ -317,7 +317,7 @@ def main() -> None:
     faults = result.pop("faults")
     described = [fault.as_dict() for fault in faults]
     if faults and module.params["strict"]:
-        module.fail_json(msg=render_faults(faults), faults=described)
+        module.fail_json(msg=listing(faults), faults=described)
     module.exit_json(changed=False, faults=described, **result)
 
 

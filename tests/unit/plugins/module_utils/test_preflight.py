@@ -1,0 +1,131 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
+
+GIB = 1024**3
+
+
+def host(**changes):
+    """A gateway on which nothing is wrong, but for the changes."""
+    description = {
+        "name": "gw1",
+        "address": "10.0.0.10",
+        "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
+        "clock_skew": 0.2,
+        "haproxy_version": "2.6.12-1+deb12u4",
+        "store": {"path": "/var/lib/llm_fleet/store", "total_bytes": 100 * GIB, "free_bytes": 10 * GIB},
+        "fleet_ca": "",
+    }
+    return {**description, **changes}
+
+
+def distribution(name, version):
+    return {"id": name, "version": version, "codename": ""}
+
+
+def only(faults):
+    assert len(faults) == 1, faults
+    return faults[0]
+
+
+def test_a_good_host_has_no_fault():
+    assert preflight.check_host(host(), is_gateway=True) == []
+    assert preflight.check_host(host(haproxy_version=""), is_gateway=False) == []
+
+
+@pytest.mark.parametrize("version", ["", "2.6.11-1", "2.4.30-0ubuntu1", "1.8.27"])
+def test_an_old_haproxy_is_a_fault_of_gateways_only(version):
+    fault = only(preflight.check_host(host(haproxy_version=version), is_gateway=True))
+    assert "HAProxy 2.6.12" in fault.what and (version or "none") in fault.what
+    assert fault.where == "host gw1"
+    assert preflight.check_host(host(haproxy_version=version), is_gateway=False) == []
+
+
+@pytest.mark.parametrize("version", ["2.6.12-1", "2.6.100", "3.0.11-1+deb13u3", "10.0.0"])
+def test_versions_compare_as_numbers(version):
+    assert preflight.check_host(host(haproxy_version=version), is_gateway=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "node", "gateway"),
+    [
+        ("debian", "12", True, True),
+        ("debian", "13", True, True),
+        ("debian", "11", False, False),
+        ("ubuntu", "22.04", True, False),
+        ("ubuntu", "24.04", True, True),
+        ("rocky", "9.4", True, False),
+        ("rhel", "8.10", False, False),
+        ("alpine", "3.20.1", False, False),
+        ("", "", False, False),
+    ],
+)
+def test_each_kind_of_host_has_its_distributions(name, version, node, gateway):
+    changed = host(distribution=distribution(name, version))
+    assert (preflight.check_host(changed, is_gateway=False) == []) is node
+    assert (preflight.check_host(changed, is_gateway=True) == []) is gateway
+
+
+@pytest.mark.parametrize("skew", [-5.1, 5.1, 3600.0])
+def test_a_wrong_clock_is_a_fault(skew):
+    assert f"{skew:.1f} s" in only(preflight.check_host(host(clock_skew=skew), is_gateway=False)).what
+
+
+@pytest.mark.parametrize("address", ["gw1.example", "", "10.0.0.256", "localhost"])
+def test_a_name_is_no_address(address):
+    assert "llm_fleet_address" in only(preflight.check_host(host(address=address), is_gateway=False)).fix
+
+
+def test_ipv6_is_an_address():
+    assert preflight.check_host(host(address="fd00::10"), is_gateway=False) == []
+
+
+def test_all_faults_of_a_host_come_at_once():
+    broken = host(address="gw1", clock_skew=60.0, haproxy_version="", distribution=distribution("debian", "10"))
+    assert len(preflight.check_host(broken, is_gateway=True)) == 4
+
+
+def test_empty_groups_are_named():
+    assert preflight.check_groups(["gw1"], ["gpu1"]) == []
+    assert "`gpu_nodes`" in only(preflight.check_groups(["gw1"], [])).what
+    assert len(preflight.check_groups([], [])) == 2
+
+
+def test_paths_are_set_and_absolute():
+    assert preflight.check_paths({"llm_fleet_lockfile": "/srv/models.lock.yml"}) == []
+    unset, relative = preflight.check_paths({"llm_fleet_ca_dir": "", "llm_fleet_lockfile": "models.lock.yml"})
+    assert unset.where == "llm_fleet_ca_dir" and "not set" in unset.what
+    assert relative.where == "llm_fleet_lockfile" and "'models.lock.yml'" in relative.what
+
+
+def test_a_silent_gateway_is_a_fault_unless_it_is_out_or_left_out_of_the_run():
+    both, asked = ["gw1", "gw2"], {"gw1", "gw2"}
+    assert preflight.check_reachable(both, [], asked, {"gw1", "gw2"}) == []
+    assert only(preflight.check_reachable(both, [], asked, {"gw1"})).where == "host gw2"
+    assert preflight.check_reachable(both, ["gw2"], asked, {"gw1"}) == []
+    assert preflight.check_reachable(both, [], {"gw1"}, {"gw1"}) == []
+
+
+def test_gateways_out_are_gateways_and_not_all_of_them():
+    assert "gw9 is no gateway" in only(preflight.check_reachable(["gw1"], ["gw9"], {"gw1"}, {"gw1"})).what
+    assert "no gateway is left" in only(preflight.check_reachable(["gw1"], ["gw1"], {"gw1"}, set())).what
+
+
+def test_the_store_has_room_for_what_comes_and_for_the_reserve():
+    assert preflight.check_disk(host(), 9 * GIB, GIB) == []
+    fault = only(preflight.check_disk(host(), 9 * GIB + 1, GIB))
+    assert "10.0 GiB free" in fault.what and "9.0 GiB are to come" in fault.what
+
+
+def test_a_full_disk_is_no_fault_where_nothing_comes():
+    assert preflight.check_disk(host(store={"path": "/s", "total_bytes": GIB, "free_bytes": 0}), 0, GIB) == []
+
+
+def test_a_controller_that_lost_the_ca_does_not_make_another():
+    known, other = host(fleet_ca="PEM A\n"), host(name="gw2", fleet_ca="PEM B\n")
+    assert preflight.check_ca([known, host(name="gw3")], "PEM A") == []
+    assert only(preflight.check_ca([known, other], "PEM A\n")).where == "host gw2"
+    assert only(preflight.check_ca([known], "")).where == "host gw1"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""The views of the plan as filters for playbooks and templates."""
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import views
+
+
+def _filter(view):
+    """The view, with its refusals as errors that Ansible shows in one line."""
+
+    def run(*args, **kwargs):
+        try:
+            return view(*args, **kwargs)
+        except ValueError as error:
+            raise AnsibleFilterError(str(error)) from error
+
+    return run
+
+
+class FilterModule:
+    """Filters of M(localfirst.llm_fleet)."""
+
+    def filters(self):
+        names = ("host_instances", "host_artifacts", "gateway_view", "engine_key", "engine_keys", "status_rows")
+        return {name: _filter(getattr(views, name)) for name in names}

@@ -1,0 +1,202 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of all scenarios use: the fleet, its gateways as a client meets them, and its playbooks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import testinfra
+
+REPO = Path(__file__).resolve().parent.parent
+INVENTORY = REPO / "molecule" / "inventory"
+STATE = REPO / ".testbed" / "molecule"
+BIN = Path(sys.executable).parent
+QUESTION = [{"role": "user", "content": "What is a fleet?"}]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back for one request."""
+
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict:
+        return self.json["error"]
+
+
+@dataclasses.dataclass
+class Gateway:
+    """A gateway, seen from outside: TLS that is verified against the fleet's CA, nothing else known."""
+
+    name: str
+    address: str
+    port: int = 443
+
+    def connect(self, timeout: float = 30, alpn: tuple = ("http/1.1",)) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=str(STATE / "ca" / "ca.pem"))
+        context.set_alpn_protocols(list(alpn))
+        plain = socket.create_connection((self.address, self.port), timeout=timeout)
+        return context.wrap_socket(plain, server_hostname=self.address)
+
+    def open(self, method: str, path: str, token: str | None = None, body: object = None, headers: dict | None = None,
+             timeout: float = 30) -> http.client.HTTPResponse:
+        """Send a request and return the response, its body still to be read."""
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
+        connection.sock = self.connect(timeout)
+        sent = dict(headers or {})
+        if token is not None:
+            sent["Authorization"] = f"Bearer {token}"
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        # The path goes out as it stands here: these tests are about odd ones.
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        if body is not None:
+            sent["Content-Length"] = str(len(body))
+        for name, value in sent.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        return connection.getresponse()
+
+    def ask(self, method: str, path: str, token: str | None = None, body: object = None, **options) -> Answer:
+        response = self.open(method, path, token, body, **options)
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+    def raw(self, request: bytes, timeout: float = 15) -> bytes:
+        """Send bytes and return all that comes back until the gateway closes or falls silent."""
+        received = b""
+        with self.connect(timeout) as connection, contextlib.suppress(TimeoutError, ssl.SSLEOFError, ConnectionResetError):
+            connection.sendall(request)
+            while chunk := connection.recv(65536):
+                received += chunk
+        return received
+
+    def chat(self, token: str, model: str = "tiny", max_tokens: int = 8, by_path: bool = False, **more) -> Answer:
+        path = f"/m/{model}/v1/chat/completions" if by_path else "/v1/chat/completions"
+        return self.ask("POST", path, token, {"model": model, "messages": QUESTION, "max_tokens": max_tokens, **more})
+
+    def stream(self, token: str, model: str = "tiny", max_tokens: int = 32, timeout: float = 60, **more) -> Iterator[tuple]:
+        """Yield (seconds since the request was sent, event) for each event of a streamed answer, `[DONE]` included."""
+        body = {"model": model, "messages": QUESTION, "max_tokens": max_tokens, "stream": True, **more}
+        start = time.monotonic()
+        response = self.open("POST", "/v1/chat/completions", token, body, timeout=timeout)
+        assert response.status == 200, response.read()
+        while line := response.readline():
+            if line.startswith(b"data: "):
+                yield time.monotonic() - start, line[6:].strip().decode()
+
+
+class Fleet:
+    """The fleet of containers behind molecule/inventory."""
+
+    state = STATE
+
+    @cached_property
+    def inventory(self) -> dict:
+        done = subprocess.run(
+            [BIN / "ansible-inventory", "-i", INVENTORY, "--list"], cwd=REPO, check=True, capture_output=True, text=True
+        )
+        return json.loads(done.stdout)
+
+    def hosts(self, group: str) -> list:
+        return self.inventory[group]["hosts"]
+
+    def address(self, host: str) -> str:
+        return self.inventory["_meta"]["hostvars"][host]["ansible_host"]
+
+    def container(self, host: str) -> str:
+        return f"{self.inventory['_meta']['hostvars'][host]['testbed_network']['name']}-{host}"
+
+    def gateway(self, name: str = "gw1") -> Gateway:
+        return Gateway(name, self.address(name))
+
+    def shell(self, host: str, script: str, check: bool = True) -> str:
+        """Run a script on a host, past Ansible and ssh, and return what it prints."""
+        done = subprocess.run(
+            ["docker", "exec", "-i", self.container(host), "sh", "-s"],
+            input=script, check=False, capture_output=True, text=True, timeout=120,
+        )
+        assert not check or done.returncode == 0, f"{host}: {script}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def playbook(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        """Run one of the collection's playbooks as an operator would."""
+        done = subprocess.run(
+            [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", INVENTORY, *arguments],
+            cwd=REPO, check=False, capture_output=True, text=True, timeout=900,
+            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
+        )
+        assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+        return done
+
+    def token(self, client: str, *arguments: str, file: Path) -> str:
+        self.playbook("tokens", "-e", "action=issue", "-e", f"client={client}", "-e", f"token_file={file}", *arguments)
+        return file.read_text().strip()
+
+    def plan(self, host: str = "gw1") -> dict:
+        return json.loads(self.shell(host, "cat /var/lib/llm_fleet/plan.json"))
+
+    def instances(self, **wanted) -> list:
+        return [i for i in self.plan()["instances"] if all(i[key] == value for key, value in wanted.items())]
+
+
+def until(true, seconds: float = 60, every: float = 0.5):
+    """Wait until `true()` returns something true, and return it; a deadline ends the test, nothing else does."""
+    deadline = time.monotonic() + seconds
+    while not (result := true()):
+        assert time.monotonic() < deadline, f"not so within {seconds} s: {getattr(true, '__name__', true)}"
+        time.sleep(every)
+    return result
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Fleet:
+    return Fleet()
+
+
+@pytest.fixture(scope="session")
+def gateway(fleet) -> Gateway:
+    return fleet.gateway()
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+    return until
+
+
+@pytest.fixture(scope="session")
+def tokens(fleet, tmp_path_factory) -> dict:
+    """A token for each client of the inventory."""
+    folder = tmp_path_factory.mktemp("tokens")
+    return {client: fleet.token(client, file=folder / client) for client in ("alice", "bob")}
+
+
+@pytest.fixture(scope="session")
+def on(fleet):
+    """`on("gw1")` is testinfra's view of that host, as root."""
+
+    def connect(name: str):
+        return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}&sudo=true")
+
+    return connect

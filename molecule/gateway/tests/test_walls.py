@@ -1,0 +1,103 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Engines are reached from gateways and by no other route, and reach nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+
+import pytest
+
+
+@pytest.fixture(scope="module", params=["gpu1", "gpu2"])
+def engine(fleet, request):
+    """An instance on each kind of node, with the address of its container."""
+    instance = next(i for i in fleet.instances(model="tiny") if i["host"] == request.param)
+    networks = json.loads(
+        fleet.shell(request.param, f"docker inspect -f '{{{{json .NetworkSettings.Networks}}}}' {instance['id']}")
+    )
+    assert list(networks) == ["llm_fleet"]
+    return {**instance, "inside": networks["llm_fleet"]["IPAddress"]}
+
+
+CONNECT = "timeout 4 bash -c 'exec 3<>/dev/tcp/{host}/{port}' 2>/dev/null && echo open || echo closed"
+
+
+def reach(fleet, source: str, host: str, port: int) -> str:
+    return fleet.shell(source, CONNECT.format(host=host, port=port))
+
+
+@pytest.mark.parametrize("source", ["gw1", "gw2"])
+def test_gateways_reach_engines(fleet, engine, source):
+    assert reach(fleet, source, engine["address"], engine["port"]) == "open"
+
+
+def test_other_hosts_do_not(fleet, engine):
+    other = next(host for host in fleet.hosts("gpu_nodes") if host != engine["host"])
+    for source in ("upstream", other):
+        assert reach(fleet, source, engine["address"], engine["port"]) == "closed"
+
+
+def test_this_machine_does_not(engine):
+    """It is a peer on the fleet's network, as any laptop in the office would be."""
+    with pytest.raises(OSError), contextlib.closing(socket.create_connection((engine["address"], engine["port"]), timeout=4)):
+        pass
+
+
+def test_a_peer_that_routes_to_the_container_itself_does_not(fleet, engine):
+    route = f"{engine['inside']}/32 via {engine['address']}"
+    fleet.shell("upstream", f"ip route add {route}")
+    try:
+        assert reach(fleet, "upstream", engine["inside"], 8080) == "closed"
+    finally:
+        fleet.shell("upstream", f"ip route del {route}")
+
+
+IN_CONTAINER = (
+    "docker run --rm {network} --entrypoint bash $(docker inspect -f '{{{{.Image}}}}' {id}) "
+    "-c 'timeout 4 bash -c \"exec 3<>/dev/tcp/{host}/{port}\" 2>/dev/null && echo open || echo closed'"
+)
+
+
+@pytest.mark.parametrize("network", ["--network llm_fleet", "--network bridge"])
+@pytest.mark.parametrize("target", ["container", "node"])
+def test_neighbour_containers_do_not(fleet, engine, network, target):
+    host, port = (engine["inside"], 8080) if target == "container" else (engine["address"], engine["port"])
+    assert fleet.shell(engine["host"], IN_CONTAINER.format(network=network, id=engine["id"], host=host, port=port)) == "closed"
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [("10.203.1.2", 80), ("10.203.1.2", 5000), ("10.203.1.10", 443), ("10.203.1.1", 22), ("NODE", 22)],
+)
+def test_an_engine_reaches_nobody(fleet, engine, host, port):
+    """Not the outside world, no gateway, not the machine that all runs on, not its own node."""
+    host = engine["address"] if host == "NODE" else host
+    script = f"docker exec {engine['id']} bash -c 'timeout 4 bash -c \"exec 3<>/dev/tcp/{host}/{port}\" 2>/dev/null && echo open || echo closed'"
+    # The same connection from the node itself shows that there is something to reach.
+    if port in (80, 5000, 443):
+        assert reach(fleet, engine["host"], host, port) == "open"
+    assert fleet.shell(engine["host"], script) == "closed"
+
+
+def test_an_engine_resolves_no_names(fleet, engine):
+    script = f"docker exec {engine['id']} timeout 6 getent hosts deb.debian.org && echo resolved || echo silent"
+    assert fleet.shell(engine["host"], script).splitlines()[-1] == "silent"
+
+
+def test_an_engine_wants_its_own_models_key(fleet, engine):
+    """The second wall: even a gateway gets nothing without the key of the model."""
+    ask = (
+        "timeout 5 bash -c 'exec 3<>/dev/tcp/{address}/{port}; "
+        "printf \"POST /v1/chat/completions HTTP/1.0\\r\\nContent-Length: 2\\r\\n\\r\\n{{}}\" >&3; head -1 <&3'"
+    )
+    assert " 401" in fleet.shell("gw1", ask.format(**engine))
+
+
+def test_the_walls_stand_after_docker_and_the_node_restart(fleet, engine, wait_until):
+    fleet.shell(engine["host"], "systemctl restart docker")
+    wait_until(lambda: reach(fleet, "gw1", engine["address"], engine["port"]) == "open")
+    assert reach(fleet, "upstream", engine["address"], engine["port"]) == "closed"
+    assert fleet.shell(engine["host"], "nft list table inet llm_fleet")

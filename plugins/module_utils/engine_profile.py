@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What an engine profile may say: the one file that teaches the fleet an engine.
+
+Strings that reach the engine may hold placeholders such as {port} or {model}; {{ and }} stand for braces.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import schema, words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
+    list_of,
+    map_of,
+    number,
+    one_of,
+    optional,
+    record,
+    required,
+    text,
+    whole,
+)
+
+PLACEHOLDERS = {
+    "port": "the port that the engine listens on inside its container",
+    "model": "the name of the model in the catalog",
+    "version": "the version of the model",
+    "model_path": "the model's first file inside the container",
+    "model_dir": "the directory of the model's files inside the container",
+    "context": "tokens per request",
+    "parallel": "requests at once",
+    "total_context": "context times parallel",
+}
+
+_TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def fill(template: str, values: dict[str, Any]) -> str:
+    """The template with its placeholders replaced by values."""
+    return _TOKEN.sub(lambda token: token[0][0] if token[1] is None else str(values[token[1]]), template)
+
+
+def setting_check(spec: dict[str, Any]) -> schema.Check:
+    """The check of one engine setting, made from what the profile says about it."""
+    least, most = spec.get("min"), spec.get("max")
+    if spec.get("choices"):
+        return one_of(*spec["choices"])
+    return {
+        "int": whole(least, most),
+        "float": number(least, most),
+        "str": text(),
+        "bool": schema.flag,
+        "list": list_of(_list_item, least=1),
+    }[spec["type"]]
+
+
+def settings_check(profile: dict[str, Any]) -> schema.Check:
+    """The check of a model's `settings` under this profile."""
+    fields = {name: optional(setting_check(spec)) for name, spec in profile["settings"].items()}
+    return record(fields, "settings")
+
+
+def check_profile(profile: Any, where: str) -> list[Fault]:
+    """Everything that is wrong with an engine profile."""
+    faults: list[Fault] = []
+    _PROFILE(profile, where, faults)
+    if not faults:  # the rest compares the parts with each other, so each must be sound first
+        for name, spec in profile["settings"].items():
+            faults += _setting_faults(spec, schema.inside(where, f"settings.{name}"))
+        faults += _clashes(profile, where)
+        faults += _http_faults(profile["http"], schema.inside(where, "http"))
+    return faults
+
+
+def _list_item(value: Any, where: str, faults: list[Fault]) -> Any:
+    """An item of a list setting. Items are joined by commas, so none may hold one."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number()(value, where, faults)
+    return text(r"[^\x00-\x1f\x7f,]+", "an item", "text without commas, or a number")(value, where, faults)
+
+
+def _template(value: Any, where: str, faults: list[Fault]) -> str | None:
+    """One line of text in which every placeholder is a known one."""
+    found = text()(value, where, faults)
+    for token in _TOKEN.finditer(found or ""):
+        if token[1] is not None and token[1] not in PLACEHOLDERS:
+            advice = suggestion(token[1], PLACEHOLDERS, "placeholders")
+            faults.append(Fault(f"unknown placeholder {token[0]}", where, advice))
+        elif token[0] in ("{", "}"):
+            faults.append(Fault(f"a lone '{token[0]}'", where, "write it twice for the character itself"))
+    return found
+
+
+def _setting_faults(spec: dict[str, Any], where: str) -> Iterator[Fault]:
+    """What makes no sense in the description of one setting."""
+    if (spec.get("flag") is None) == (spec.get("env") is None):
+        yield Fault("a setting has one way to its engine", where, "give it either 'flag' or 'env'")
+    if spec["type"] not in ("int", "float") and not (spec.get("min") is None and spec.get("max") is None):
+        yield Fault(f"min and max mean nothing for the type {spec['type']}", where, "take them out")
+    elif spec.get("min") is not None and spec.get("max") is not None and spec["min"] > spec["max"]:
+        yield Fault("no value can satisfy min and max", where, "make min the smaller one")
+    faults: list[Fault] = []
+    for index, choice in enumerate(spec.get("choices") or []):
+        setting_check({**spec, "choices": None})(choice, f"{where}.choices[{index}]", faults)
+    if spec.get("default") is not None:
+        setting_check(spec)(spec["default"], f"{where}.default", faults)
+    yield from faults
+
+
+def _clashes(profile: dict[str, Any], where: str) -> Iterator[Fault]:
+    """Flags and environment variables that are set from two sides: which one wins is the engine's secret."""
+    settings, container = profile["settings"].values(), profile["container"]
+    api_key = profile.get("api_key") or {}
+    flags = [words[0] for words in container["command"]] + [spec.get("flag") for spec in settings]
+    variables = [*container["environment"], api_key.get("environment")]
+    variables += [spec.get("env") for spec in settings]
+    for name in schema.repeated(flags + variables):
+        yield Fault(f"{name} is set from two sides", where, "keep one of them")
+
+
+def _http_faults(http: dict[str, Any], where: str) -> Iterator[Fault]:
+    """Interfaces that cannot work, or that clients must not reach."""
+    for entry in schema.repeated(http["public"]):
+        yield Fault(f"'{entry}' is listed twice", f"{where}.public", "keep one")
+    if http.get("metrics") in [entry.split(" ")[1] for entry in http["public"]]:
+        yield Fault("metrics are no business of clients", f"{where}.public", f"take out {http['metrics']}")
+    if http.get("busy") and not http.get("metrics"):
+        yield Fault("'busy' needs 'metrics'", where, "name the path of the metrics, or take 'busy' out")
+    for index, probe in enumerate(http["ready"]):
+        if probe.get("status") is None and probe.get("contains") is None:
+            yield Fault("the probe expects nothing", f"{where}.ready[{index}]", "add 'status' or 'contains'")
+
+
+_FLAG = text(r"-{1,2}[A-Za-z0-9][A-Za-z0-9_.-]*", "a flag", "one word that begins with '-'")
+# Nothing that a proxy and an engine could read in two ways: no '..', '//', '%', '?' or '#'.
+_PLAIN_PATH = "(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)+"
+_DIRECTORY = text(_PLAIN_PATH, "an absolute path", "one such as /tmp")
+_PATH = text(_PLAIN_PATH, "a plain path", "one such as /v1/models, without '?' or '%'")
+_ROUTE = text(f"(?:GET|POST) {_PLAIN_PATH}", "a method and a plain path", "them as in POST /v1/completions")
+
+_SETTING = record({
+    "type": required(one_of("int", "float", "str", "bool", "list")),
+    "description": required(words.PROSE),
+    "flag": optional(_FLAG),
+    "env": optional(words.VARIABLE),
+    "min": optional(number()),
+    "max": optional(number()),
+    "choices": optional(list_of(schema.anything, least=1)),
+    "default": optional(schema.anything),
+})
+
+_CONTAINER = record({
+    "port": required(whole(1024, 65535)),
+    "command": required(list_of(list_of(_template, least=1))),
+    "environment": required(map_of(words.VARIABLE, _template)),
+    "read_only": required(schema.flag),
+    "tmpfs": required(list_of(_DIRECTORY)),
+    "writable": required(list_of(_DIRECTORY)),
+    "user": required(one_of("fleet")),
+    "stop_signal": required(text("SIG[A-Z0-9]{2,10}", "a signal", "its name, as in SIGTERM")),
+    "stop_timeout": required(whole(1, 3600)),
+    "healthcheck": required(list_of(_template)),
+    "memory": required(record({"base_mb": required(whole(16)), "per_artifact_byte": required(number(0))})),
+    "pids": required(whole(16)),
+    "shm_mb": required(whole(1)),
+})
+
+_HTTP = record({
+    "public": required(list_of(_ROUTE, least=1)),
+    "ready": required(list_of(record({
+        "path": required(_PATH),
+        "status": optional(whole(100, 599)),
+        "contains": optional(_template),
+    }), least=1)),
+    "metrics": optional(_PATH),
+    "busy": optional(record({"metric": required(text("[a-zA-Z_:][a-zA-Z0-9_:]*", "a metric", "its name"))})),
+})
+
+_PROFILE = record({
+    "name": required(words.WORD),
+    "description": required(words.PROSE),
+    "status": required(one_of("supported", "legacy", "experimental")),
+    "formats": required(list_of(words.WORD, least=1)),
+    "container": required(_CONTAINER),
+    "settings": required(map_of(words.WORD, _SETTING)),
+    "api_key": optional(record({"environment": required(words.VARIABLE)})),
+    "http": required(_HTTP),
+})

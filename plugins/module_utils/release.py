@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What an instance runs, as data: a model version, an engine image and the engine's settings, under one hash.
+
+Two instances with the same release are interchangeable; one with another release is a rollout away.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import fill
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import size_bytes
+
+MODEL_DIR = "/models"  # where a container sees the files of its model, read-only
+MIB = 2**20
+
+# Where a release may run and whom it serves is left out, and so is where its files came from: the digests
+# already say what they are.
+HASHED = ("model", "version", "image", "engine", "context", "parallel", "container")
+
+
+def build_release(
+    profile: dict[str, Any], model: dict[str, Any], version: str, lock_entry: dict[str, Any], image: str
+) -> dict[str, Any]:
+    """The release record of a model version: `image` is the engine's, as 'repository@sha256:...'.
+
+    All arguments have passed their checks (check_profile, check_catalog, parse_lockfile).
+    """
+    files = [
+        {"path": file["path"], "size": file["size"], "sha256": file["sha256"]}
+        for file in sorted(lock_entry["files"], key=lambda file: file["path"])
+    ]
+    record = {
+        "model": model["name"],
+        "version": version,
+        "engine": profile["name"],
+        "image": image,
+        "context": model["context"],
+        "parallel": model["parallel"],
+        "source": lock_entry["source"],
+        "format": lock_entry["format"],
+        "size": lock_entry["size"],
+        "files": files,
+    }
+    record["container"] = _container(profile, model, record)
+    return {"release": release_hash(record), **record}
+
+
+def release_hash(record: dict[str, Any]) -> str:
+    """The name of a release: 12 digits of the sha256 over all that makes one engine behave unlike another."""
+    identity = {key: record[key] for key in HASHED}
+    identity["files"] = sorted([file["path"], file["sha256"]] for file in record["files"])
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:12]
+
+
+def wanted_releases(
+    models: Iterable[dict[str, Any]], lock: dict[str, Any], profiles: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The release that catalog and lockfile want for each model: {model name: release record}."""
+    wanted = {}
+    for model in models:
+        name, version, engine = model["name"], model["version"], model["engine"]
+        image = "{image}@{digest}".format(**lock["images"][engine])
+        wanted[name] = build_release(profiles[engine], model, version, lock["models"][name][version], image)
+    return wanted
+
+
+def engine_interfaces(profiles: dict[str, Any], used: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What gateways and probes have to know of the engines in use: {engine: its public paths, probes, ...}.
+
+    Placeholders in `ready` are left for engine_profile.fill: they differ from model to model.
+    """
+    return {
+        engine: {
+            "public": list(profiles[engine]["http"]["public"]),
+            "ready": [dict(probe) for probe in profiles[engine]["http"]["ready"]],
+            "api_key": profiles[engine].get("api_key") is not None,
+            "busy": profiles[engine]["http"].get("busy"),
+            "metrics": profiles[engine]["http"].get("metrics"),
+        }
+        for engine in sorted(set(used))
+    }
+
+
+def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """How Docker runs this release."""
+    container, limits = profile["container"], model.get("limits") or {}
+    values = {
+        "port": container["port"],
+        "model": record["model"],
+        "version": record["version"],
+        "model_path": f"{MODEL_DIR}/{record['files'][0]['path']}",
+        "model_dir": MODEL_DIR,
+        "context": record["context"],
+        "parallel": record["parallel"],
+        "total_context": record["context"] * record["parallel"],
+    }
+    flags, variables = _settings(profile["settings"], model.get("settings") or {})
+    environment = {name: fill(value, values) for name, value in container["environment"].items()}
+    return {
+        "command": [fill(word, values) for words in container["command"] for word in words] + flags,
+        "environment": {**environment, **variables},
+        "port": container["port"],
+        "read_only": container["read_only"],
+        "tmpfs": list(container["tmpfs"]),
+        "stop_signal": container["stop_signal"],
+        "stop_timeout": container["stop_timeout"],
+        "healthcheck": [fill(word, values) for word in container["healthcheck"]],
+        "memory_bytes": _memory_bytes(container["memory"], limits, record["size"]),
+        "cpus": float(limits["cpus"]) if limits.get("cpus") else None,
+        "pids": limits.get("pids") or container["pids"],
+        "shm_bytes": container["shm_mb"] * MIB,
+        "writable": list(container["writable"]),
+        "api_key_environment": (profile.get("api_key") or {}).get("environment"),
+    }
+
+
+def _memory_bytes(memory: dict[str, Any], limits: dict[str, Any], size: int) -> int:
+    """The catalog's limit, or the profile's estimate from the size of the files."""
+    if limits.get("memory"):
+        return size_bytes(limits["memory"])
+    return memory["base_mb"] * MIB + int(memory["per_artifact_byte"] * size)
+
+
+def _settings(specs: dict[str, Any], chosen: dict[str, Any]) -> tuple:
+    """The flags and environment variables that bring the settings to the engine.
+
+    In the order of their names: where a setting stands in a file must not change the release.
+    """
+    flags: list[str] = []
+    variables: dict[str, str] = {}
+    for name, spec in sorted(specs.items()):
+        value = chosen.get(name)
+        if value is None:
+            value = spec.get("default")
+        if value is None:
+            continue
+        if spec.get("env"):
+            variables[spec["env"]] = _word(value, spec["type"])
+        elif spec["type"] != "bool":
+            flags += [spec["flag"], _word(value, spec["type"])]
+        elif value:
+            flags.append(spec["flag"])
+    return flags, variables
+
+
+def _word(value: Any, kind: str) -> str:
+    """A setting as the engine reads it: 2 and 2.0 are one float, a list is joined by commas, true is 1."""
+    if kind == "list":
+        return ",".join(_word(item, "float" if isinstance(item, float) else "str") for item in value)
+    if kind == "bool":
+        return str(int(value))
+    return repr(float(value)) if kind == "float" else str(value)

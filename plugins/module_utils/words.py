@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What the fleet's own words look like: names, versions, digests, sizes, addresses.
+
+They end up in paths, URLs, labels and configuration files, so they are ASCII and short.
+"""
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import show, text
+
+_LIKE = "digits, '.', '_' and '-', 63 characters at most, the first one a letter or digit"
+
+MODEL_NAME = text("[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "a model name", f"letters, {_LIKE}")
+CLIENT_NAME = text("[a-z0-9][a-z0-9._-]{0,62}", "a client name", f"small letters, {_LIKE}")
+WORD = text("[a-z][a-z0-9_-]{0,62}", "a plain word", "small letters, digits, '_' and '-', a letter first")
+VARIABLE = text("[A-Za-z_][A-Za-z0-9_]{0,127}", "an environment variable", "letters, digits and '_'")
+PROSE = text(r"[\s\S]*\S[\s\S]*", "a text", "a sentence")
+
+SHA256 = text("[0-9a-f]{64}", "a sha256 digest", "64 hexadecimal digits in small letters")
+IMAGE_DIGEST = text("sha256:[0-9a-f]{64}", "an image digest", "sha256: and 64 digits 0-9, a-f")
+_NAME = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+IMAGE = text(
+    f"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{{1,5}})?/)?{_NAME}(?:/{_NAME})*",
+    "an image repository",
+    "registry:port/name without a tag: the digest decides",
+)
+
+# https://semver.org, but with an end to its length
+_NUMBER = "(?:0|[1-9][0-9]{0,17})"
+_LABEL = f"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+VERSION = text(
+    rf"(?=.{{5,63}}\Z){_NUMBER}\.{_NUMBER}\.{_NUMBER}"
+    rf"(?:-{_LABEL}(?:\.{_LABEL})*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?",
+    "a semantic version",
+    "three numbers with dots between, as in 1.0.0 or 2.1.0-rc.1",
+)
+
+_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}  # as Docker understands them
+SIZE = text("[1-9][0-9]{0,9}[kmgt]", "a size", "a whole number and a unit k, m, g or t, as in 512m or 8g")
+
+
+def size_bytes(size: str) -> int:
+    """The number of bytes that a checked size such as '8g' means."""
+    return int(size[:-1]) * _UNITS[size[-1]]
+
+_URL_ADVICE = "write file:///path or https://host:port/path, a space as %20"
+
+
+def source(value: Any, where: str, faults: list[Fault]) -> str | None:
+    """Where the files of a model version come from: a path on the controller, or a web server."""
+    # No message shows the address: it may hold a password.
+    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://[\x21-\x7e]+", value):
+        faults.append(Fault("this is not a URL", where, _URL_ADVICE))
+        return None
+    try:
+        parts = urlsplit(value)
+        problem, fix = _source_problem(parts, parts.port)
+    except ValueError:
+        problem, fix = "this is not a URL", _URL_ADVICE
+    if problem:
+        faults.append(Fault(problem, where, fix))
+        return None
+    return str(value)
+
+
+def _source_problem(parts: SplitResult, port: int | None) -> tuple:
+    """What is wrong with the parts of a URL, and what to do about it."""
+    if parts.scheme not in ("file", "http", "https"):
+        return f"{show(parts.scheme)} is not a known kind of source", "use file://, http:// or https://"
+    if "@" in parts.netloc:
+        return "the URL holds a user name or password", "take it out: catalog and lockfile are kept in git"
+    if parts.query or parts.fragment:
+        return "the URL has a '?' or '#' part", "take it out: the paths of the files are appended to the URL"
+    if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+        return "the path is not absolute", "write three slashes, as in file:///srv/models/tiny.gguf"
+    if parts.scheme != "file" and (not parts.hostname or port == 0):
+        return "the URL names no host that can be asked", f"write {parts.scheme}://host/path"
+    return None, None

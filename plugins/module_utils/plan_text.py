@@ -28,8 +28,7 @@ def pending(plan: dict, models: dict) -> list:
         if not is_wanted(instance, model):
             sentences.append(f"{name} is no longer wanted, and stays until the host can be reached")
         elif len(instance["gpus"]) != model["gpus"]:
-            has, wants = len(instance["gpus"]), model["gpus"]
-            sentences.append(f"{name} has {has} GPUs until a rollout gives it {wants}")
+            sentences.append(f"{name} has {_gpus(len(instance['gpus']))} until a rollout gives it {model['gpus']}")
     return sentences
 
 
@@ -41,8 +40,12 @@ def rollout(name: str, entry: dict) -> str:
 
 def _what(instance: dict) -> str:
     model = f"{instance['model']} {instance['version']}, release {instance['release']}"
-    gpus = f", {len(instance['gpus'])} GPUs" if instance["gpus"] else ""
+    gpus = f", {_gpus(len(instance['gpus']))}" if instance["gpus"] else ""
     return f"{model}, port {instance['port']}{gpus}"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
 def _instances(before: dict, plan: dict) -> list:

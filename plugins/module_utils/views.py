@@ -157,7 +157,7 @@ def status_rows(plan: dict | None, states: list) -> list:
 
     states: of each host {"host", "reachable", "plan", "instances": [{"id", "release", "state", "health", ...}]}.
     """
-    plan = plan or {"generation": 0, "models": {}, "releases": {}, "instances": []}
+    plan = {"models": {}, "releases": {}, "instances": [], **(plan or {})}
     hosts = {state["host"]: state for state in states}
     rows = []
     for instance in plan["instances"]:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Small fleets for tests: only what a test says differs from the ordinary."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import make_plan
+
+ENGINES = {
+    "llamacpp": {
+        "public": ["POST /v1/chat/completions"],
+        "ready": [{"path": "/health", "status": 200}, {"path": "/v1/models", "contains": '"id":"{model}"'}],
+        "api_key": True,
+        "busy": {"metric": "llamacpp:requests_processing"},
+        "metrics": "/metrics",
+    },
+    "ollama": {
+        "public": ["POST /v1/chat/completions", "POST /v1/embeddings"],
+        "ready": [{"path": "/api/tags", "contains": '"name":"{model}:{version}"'}],
+        "api_key": False,
+        "busy": None,
+        "metrics": None,
+    },
+}
+
+
+def model(name: str, replicas: int | str = 1, gpus: int = 0, **other) -> dict:
+    """A catalog entry."""
+    return {
+        "name": name,
+        "version": "1.0.0",
+        "engine": "llamacpp",
+        "replicas": replicas,
+        "gpus": gpus,
+        "placement": {"hosts": ["*"]},
+        "access": ["demo"],
+        "queue": 16,
+        **other,
+    }
+
+
+def record(name: str, version: str = "1.0.0", engine: str = "llamacpp", **other) -> dict:
+    """A release record."""
+    return {
+        "release": hashlib.sha256(f"{name} {version} {engine}".encode()).hexdigest()[:12],
+        "model": name,
+        "version": version,
+        "engine": engine,
+        "context": 4096,
+        "parallel": 4,
+        "source": f"file:///models/{name}.gguf",
+        "format": "gguf",
+        "size": 4,
+        "files": [{"path": f"{name}.gguf", "size": 4, "sha256": hashlib.sha256(version.encode()).hexdigest()}],
+        "container": {"port": 8080},
+        **other,
+    }
+
+
+def host(name: str, gpus: int = 0, reachable: bool = True, **other) -> dict:
+    """A GPU node."""
+    address = f"10.0.0.{int(hashlib.sha256(name.encode()).hexdigest()[:6], 16) % 250 + 1}"
+    uuids = [f"GPU-{name}-{number}" for number in range(gpus)]
+    return {"name": name, "address": address, "gpus": uuids, "reachable": reachable, **other}
+
+
+def plan(catalog: list, hosts: list, current: dict | None = None, **options):
+    """`make_plan` with the releases that the catalog's versions lead to."""
+    wanted = {entry["name"]: record(entry["name"], entry["version"], entry["engine"]) for entry in catalog}
+    return make_plan(catalog, options.pop("wanted", wanted), ENGINES, hosts, current, **options)
+
+
+def seats(planned: dict) -> dict:
+    """{instance id: its host}."""
+    return {instance["id"]: instance["host"] for instance in planned["instances"]}
+
+
+def labels(instance: dict, **other) -> dict:
+    """A running container of an instance, as host_info sees it."""
+    keys = ("id", "model", "version", "release", "replica", "slot", "port")
+    return {**{key: instance[key] for key in keys}, "state": "running", "health": "healthy", **other}

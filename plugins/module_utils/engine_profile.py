@@ -64,14 +64,14 @@ def settings_check(profile: dict[str, Any]) -> schema.Check:
 
 
 def check_profile(profile: Any, where: str) -> list[Fault]:
-    """Everything that is wrong with an engine profile."""
+    """Everything that is wrong with an engine profile; `where` is the name of its file."""
     faults: list[Fault] = []
-    _PROFILE(profile, where, faults)
+    _PROFILE(profile, f"{where}:", faults)
     if not faults:  # the rest compares the parts with each other, so each must be sound first
         for name, spec in profile["settings"].items():
-            faults += _setting_faults(spec, schema.inside(where, f"settings.{name}"))
+            faults += _setting_faults(spec, f"{where}: settings.{name}")
         faults += _clashes(profile, where)
-        faults += _http_faults(profile["http"], schema.inside(where, "http"))
+        faults += _http_faults(profile["http"], f"{where}: http")
     return faults
 
 
@@ -88,9 +88,9 @@ def _template(value: Any, where: str, faults: list[Fault]) -> str | None:
     for token in _TOKEN.finditer(found or ""):
         if token[1] is not None and token[1] not in PLACEHOLDERS:
             advice = suggestion(token[1], PLACEHOLDERS, "placeholders")
-            faults.append(Fault(f"unknown placeholder {token[0]}", where, advice))
+            schema.wrong(faults, f"unknown placeholder {token[0]}", where, advice)
         elif token[0] in ("{", "}"):
-            faults.append(Fault(f"a lone '{token[0]}'", where, "write it twice for the character itself"))
+            schema.wrong(faults, f"a lone '{token[0]}'", where, "write it twice for the character itself")
     return found
 
 

@@ -67,6 +67,11 @@ def show(value: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
+def wrong(faults: list[Fault], what: str, where: str, fix: str) -> None:
+    """Notes a fault; its None is what the check returns."""
+    faults.append(Fault(what, where.rstrip(":"), fix))
+
+
 def anything(value: Any, where: str, faults: list[Fault]) -> Any:
     """For what another check looks at later."""
     return value
@@ -76,8 +81,7 @@ def flag(value: Any, where: str, faults: list[Fault]) -> bool | None:
     """True or false."""
     if isinstance(value, bool):
         return value
-    faults.append(Fault(f"{show(value)} is not true or false", where, "write one of the two, without quotes"))
-    return None
+    return wrong(faults, f"{show(value)} is not true or false", where, "write one of the two, without quotes")
 
 
 def whole(least: int | None = None, most: int | None = None) -> Check:
@@ -87,8 +91,7 @@ def whole(least: int | None = None, most: int | None = None) -> Check:
     def check(value: Any, where: str, faults: list[Fault]) -> int | None:
         if isinstance(value, int) and not isinstance(value, bool) and _within(value, least, most):
             return int(value)
-        faults.append(Fault(f"{show(value)} is not {wanted}", where, "write one, without quotes"))
-        return None
+        return wrong(faults, f"{show(value)} is not {wanted}", where, "write one, without quotes")
 
     return check
 
@@ -102,8 +105,7 @@ def number(least: float | None = None, most: float | None = None) -> Check:
             found = _as_float(value)
             if math.isfinite(found) and _within(found, least, most):
                 return found
-        faults.append(Fault(f"{show(value)} is not {wanted}", where, "write one, without quotes"))
-        return None
+        return wrong(faults, f"{show(value)} is not {wanted}", where, "write one, without quotes")
 
     return check
 
@@ -115,10 +117,7 @@ def text(pattern: str = r"[^\x00-\x1f\x7f]+", noun: str = "a line of text", like
     def check(value: Any, where: str, faults: list[Fault]) -> str | None:
         if isinstance(value, str) and compiled.fullmatch(value):
             return str(value)
-        # In YAML 1.0 and yes are no text, though they look like it.
-        advice = "put it in quotes: " if isinstance(value, (int, float)) else "write "
-        faults.append(Fault(f"{show(value)} is not {noun}", where, advice + like))
-        return None
+        return wrong(faults, f"{show(value)} is not {noun}", where, f"write {like}{_quotes(value)}")
 
     return check
 
@@ -131,9 +130,11 @@ def one_of(*choices: Any) -> Check:
             # Python takes True for 1; an operator does not.
             if value == choice and isinstance(value, bool) == isinstance(choice, bool):
                 return choice
-        advice = suggestion(value if isinstance(value, str) else "", map(str, choices), "values")
-        faults.append(Fault(f"{show(value)} is none of the known values", where, advice))
-        return None
+        known = [str(choice) for choice in choices]
+        advice = suggestion(value, known, "values") if isinstance(value, str) else f"known values: {', '.join(known)}"
+        if str in map(type, choices):
+            advice += _quotes(value)
+        return wrong(faults, f"{show(value)} is none of the known values", where, advice)
 
     return check
 
@@ -157,10 +158,9 @@ def list_of(item: Check, least: int = 0) -> Check:
 
     def check(value: Any, where: str, faults: list[Fault]) -> list | None:
         if not isinstance(value, (list, tuple)):
-            faults.append(Fault(f"{show(value)} is not a list", where, "write one item after each '- '"))
-            return None
+            return wrong(faults, f"{show(value)} is not a list", where, "write one item after each '- '")
         if len(value) < least:
-            faults.append(Fault("the list is too short", where, f"name at least {least}"))
+            wrong(faults, "the list is too short", where, f"name at least {least}")
         found = [item(entry, f"{where}[{index}]", faults) for index, entry in enumerate(value)]
         return [entry for entry in found if entry is not None]
 
@@ -172,8 +172,7 @@ def map_of(key_check: Check, value_check: Check) -> Check:
 
     def check(value: Any, where: str, faults: list[Fault]) -> dict | None:
         if not isinstance(value, dict):
-            faults.append(Fault(f"{show(value)} is not a mapping", where, "write 'name: value' lines"))
-            return None
+            return wrong(faults, f"{show(value)} is not a mapping", where, "write 'name: value' lines below it")
         clean = {}
         for key, entry in value.items():
             place = inside(where, key if isinstance(key, str) else show(key))
@@ -191,11 +190,10 @@ def record(fields: dict[str, Field], noun: str = "keys") -> Check:
     def check(value: Any, where: str, faults: list[Fault]) -> dict | None:
         if not isinstance(value, dict):
             known = ", ".join(sorted(fields))
-            faults.append(Fault(f"{show(value)} is not a mapping", where, f"known {noun}: {known}"))
-            return None
+            return wrong(faults, f"{show(value)} is not a mapping", where, f"known {noun}: {known}")
         for key in value:
             if key not in fields:
-                faults.append(Fault(f"unknown key {show(key)}", where, suggestion(key, fields, noun)))
+                wrong(faults, f"unknown key {show(key)}", where, suggestion(key, fields, noun))
         return {name: _field(field, name, value.get(name), where, faults) for name, field in fields.items()}
 
     return check
@@ -213,11 +211,16 @@ def _field(field: Field, name: str, value: Any, where: str, faults: list[Fault])
     if value is not None:
         found = field.check(value, inside(where, name), faults)
     elif field.required:
-        faults.append(Fault(f"'{name}' is missing", where, f"add '{name}'"))
+        wrong(faults, f"'{name}' is missing", where, f"add '{name}'")
     if found is None and field.default is not None:
         # Through the check as well: it fills in what lies deeper, and makes a copy.
         found = field.check(field.default, inside(where, name), [])
     return found
+
+
+def _quotes(value: Any) -> str:
+    """In YAML 1.0 and on are a number and a boolean, though they look like text."""
+    return ", in quotes" if isinstance(value, (int, float)) else ""
 
 
 def _as_float(value: float) -> float:

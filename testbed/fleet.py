@@ -35,9 +35,9 @@ DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 # What systemd and a Docker engine need inside a container. By name: --privileged asks for all of
 # them, and is refused on machines that themselves lack one.
 CAPABILITIES = (
-    "SYS_ADMIN NET_ADMIN NET_RAW SYS_PTRACE SYS_CHROOT MKNOD AUDIT_WRITE AUDIT_CONTROL SETFCAP SYS_NICE SYS_TIME "
-    "DAC_READ_SEARCH LINUX_IMMUTABLE IPC_LOCK SYSLOG"
-).split()
+    "SYS_ADMIN", "NET_ADMIN", "NET_RAW", "SYS_PTRACE", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "AUDIT_CONTROL",
+    "SETFCAP", "SYS_NICE", "SYS_TIME", "DAC_READ_SEARCH", "LINUX_IMMUTABLE", "IPC_LOCK", "SYSLOG",
+)
 RUN_FLAGS = [
     *(f"--cap-add={c}" for c in CAPABILITIES),
     "--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined",
@@ -152,7 +152,7 @@ def ensure_network(fleet: Fleet) -> None:
                 )
             if subnets == [fleet.subnet]:
                 return
-            raise FleetError(f"the network {fleet.name} has the subnet {subnets}, wanted is {fleet.subnet}: run down first")
+            raise FleetError(f"network {fleet.name} has subnet {subnets}, wanted is {fleet.subnet}: run down first")
         for subnet in map(ipaddress.ip_network, subnets):
             if subnet.version == wanted.version and subnet.overlaps(wanted):
                 raise FleetError(
@@ -283,7 +283,7 @@ def push_image(fleet: Fleet, image: str) -> str:
         raise FleetError("this fleet has no host with testbed_image upstream, so no registry to push to")
     published = docker("port", fleet.container(upstream), "5000/tcp", check=False).splitlines()
     if not published:
-        raise FleetError(f'host {upstream.name}: its registry is not published; set testbed_publish: ["127.0.0.1::5000"]')
+        raise FleetError(f'host {upstream.name}: publish its registry with testbed_publish: ["127.0.0.1::5000"]')
     # Docker takes a registry on 127.0.0.1 without TLS and without configuration.
     target = f"127.0.0.1:{published[0].rsplit(':', 1)[1]}/{image.rsplit('/', 1)[-1]}:latest"
     docker("tag", image, target)

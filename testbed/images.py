@@ -24,10 +24,14 @@ from pathlib import Path
 RECIPES = Path(__file__).resolve().parent / "images"
 PREFIX = "llm-fleet-testbed"
 LABEL = f"{PREFIX}.recipe"
-BUILD_LABEL = f"{PREFIX}.build"
+# Marks containers in which an image is being made. The image inherits the label with another value, so that hosts
+# that run from it are never taken for leftovers of a build.
+BUILDING, BUILT = f"{PREFIX}.build=running", f"{PREFIX}.build=done"
 MIRROR = os.environ.get("DEBIAN_MIRROR", "")
 DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
+# The lines of mmdebstrap's log that say how far it is.
+SHOWN = ("I: running apt", "I: download", "I: extract", "I: install", "I: creating")
 DEFAULT = ["debian12", "debian13", "llamacpp", "upstream"]
 WARM = ["debian12-warm", "debian13-warm"]
 
@@ -80,7 +84,7 @@ def current_hash(name: str) -> str:
 
 def changes(recipe: dict, wanted: str) -> list[str]:
     """Arguments for docker import and docker commit."""
-    return [a for line in [*recipe.get("config", []), f"LABEL {LABEL}={wanted}"] for a in ("-c", line)]
+    return [a for line in [*recipe.get("config", []), f"LABEL {LABEL}={wanted} {BUILT}"] for a in ("-c", line)]
 
 
 def bootstrap(name: str, recipe: dict, wanted: str) -> str:
@@ -104,7 +108,7 @@ def bootstrap(name: str, recipe: dict, wanted: str) -> str:
         for raw in maker.stderr:
             line = raw.decode(errors="replace").rstrip()
             log.append(line)
-            if line.startswith(("I: running apt", "I: download", "I: extract", "I: install", "I: creating")):
+            if line.startswith(SHOWN):
                 say(name, line[3:])
 
     follower = threading.Thread(target=follow, daemon=True)
@@ -127,14 +131,15 @@ def bootstrap(name: str, recipe: dict, wanted: str) -> str:
 def derive(name: str, recipe: dict, wanted: str) -> str:
     """Install packages into a container of the base image and commit it. Return the image's id."""
     say(name, f"installing {', '.join(recipe['packages'])} on {recipe['base']}")
-    container = run([*DOCKER, "run", "-d", "--label", BUILD_LABEL, f"{PREFIX}/{recipe['base']}", "sleep", "3600"], name)
+    start = [*DOCKER, "run", "-d", "--label", BUILDING, f"{PREFIX}/{recipe['base']}", "sleep", "3600"]
+    container = run(start, name)
     try:
         execute = [*DOCKER, "exec", "-i", "-e", "DEBIAN_FRONTEND=noninteractive", container, "sh", "-c"]
         # The recipe's own configuration files are there before the package: dpkg keeps them.
         if "overlay" in recipe:
             run([*DOCKER, "cp", f"{RECIPES / recipe['overlay']}/.", f"{container}:/"], name)
-        install = "apt-get update -q && apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
-        run([*execute, install + " && apt-get clean"], name)
+        install = "apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
+        run([*execute, f"apt-get update -q && {install} && apt-get clean"], name)
         if "setup" in recipe:
             run([*execute, (RECIPES / recipe["setup"]).read_text()], name)
         if not recipe.get("keep_package_lists"):
@@ -146,22 +151,17 @@ def derive(name: str, recipe: dict, wanted: str) -> str:
 
 def build(name: str, wanted: str) -> None:
     recipe, begun = load(name), time.monotonic()
-    previous = subprocess.run(
-        [*DOCKER, "image", "inspect", "-f", "{{.Id}}", f"{PREFIX}/{name}"], text=True, capture_output=True, check=False,
-    ).stdout.strip()
     image = (derive if "base" in recipe else bootstrap)(name, recipe, wanted)
     run([*DOCKER, "tag", image, f"{PREFIX}/{name}"], name)
-    if previous:
-        # Fails while a host still runs from it; it is untagged then and docker image prune takes it later.
-        subprocess.run([*DOCKER, "image", "rm", previous], capture_output=True, check=False)
     say(name, f"built in {time.monotonic() - begun:.0f} s")
 
 
 def remove_leftovers() -> None:
-    """Remove build containers of an earlier run that was killed."""
-    found = run([*DOCKER, "ps", "-aq", "--filter", f"label={BUILD_LABEL}"], "docker").split()
+    """Remove build containers of an earlier run that was killed, and earlier images that nobody uses."""
+    found = run([*DOCKER, "ps", "-aq", "--filter", f"label={BUILDING}"], "docker").split()
     if found:
         run([*DOCKER, "rm", "-fv", *found], "docker")
+    run([*DOCKER, "image", "prune", "-f", "--filter", f"label={LABEL}"], "docker")
 
 
 def build_all(names: list[str]) -> None:
@@ -185,6 +185,7 @@ def build_all(names: list[str]) -> None:
         for name in missing:
             jobs[name] = pool.submit(job, name)
         failed = [e for e in (j.exception() for j in jobs.values()) if e]
+    remove_leftovers()
     if failed:
         raise BuildError("\n".join(str(e) for e in dict.fromkeys(failed)))
 

@@ -1,0 +1,36 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Modules as Ansible runs them: a process of its own, arguments as JSON in, one JSON document out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """`run_module("host_info", gateway=True)` returns what the module prints; `path` goes before the programs of the system."""
+
+    def run(name: str, path: Path | None = None, check_mode: bool = False, diff: bool = False, **arguments) -> dict:
+        arguments |= {"_ansible_remote_tmp": str(tmp_path), "_ansible_check_mode": check_mode, "_ansible_diff": diff}
+        programs = f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin"
+        done = subprocess.run(
+            [sys.executable, str(REPO / "plugins" / "modules" / f"{name}.py")],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env={**os.environ, "PYTHONPATH": str(REPO / ".venv" / "collections"), "PATH": programs},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.stdout.strip(), done.stderr
+        return json.loads(done.stdout)
+
+    return run

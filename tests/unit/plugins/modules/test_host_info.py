@@ -1,0 +1,116 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""The module on this machine, with Docker's and apt's command lines replaced by scripts that print what those print."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+INSPECTED = [
+    {
+        "Config": {
+            "Labels": {
+                "llm_fleet.instance": "tiny-0-a",
+                "llm_fleet.model": "tiny",
+                "llm_fleet.version": "1.0.0",
+                "llm_fleet.release": "0f3a5c7e9b1d",
+                "llm_fleet.replica": "0",
+                "llm_fleet.slot": "a",
+                "llm_fleet.port": "20000",
+            }
+        },
+        "State": {"Status": "running", "Health": {"Status": "healthy"}},
+    },
+    {"Config": {"Labels": {"llm_fleet.instance": "odd"}}, "State": {"Status": "exited"}},
+]
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """A folder of programs that a test writes."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def write(name: str, script: str):
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    write("docker", "exit 1")
+    write("apt-cache", "exit 1")
+    write.folder = folder
+    return write
+
+
+@pytest.fixture
+def look(run_module, programs, tmp_path):
+    def run(**arguments):
+        return run_module("host_info", path=programs.folder, state_dir=str(tmp_path / "state"), **arguments)
+
+    return run
+
+
+def test_a_bare_host_lacks_things_and_is_no_error(look):
+    seen = look()
+    assert "failed" not in seen and seen["changed"] is False
+    assert seen["instances"] == [] and seen["blobs"] == []
+    assert seen["plan"] is None and seen["plan_error"] == ""
+    assert seen["docker"]["state"] in ("absent", "stopped") and seen["docker"]["version"] == ""
+    assert seen["store"]["total_bytes"] >= seen["store"]["free_bytes"] > 0
+    assert seen["memory_bytes"] > 2**20 and seen["distribution"]["id"]
+
+
+def test_instances_come_from_labels(look, programs):
+    programs("docker", f"""case $1 in
+        version) echo 20.10.24 ;; ps) echo aa; echo bb ;; inspect) cat <<'END'
+{json.dumps(INSPECTED)}
+END
+        esac""")
+    seen = look()
+    assert seen["docker"] == {"state": "running", "version": "20.10.24", "restart_pending": False}
+    assert seen["instances"] == [
+        {"id": "odd", "model": "", "version": "", "release": "", "replica": -1, "slot": "", "port": -1,
+         "state": "exited", "health": "none"},
+        {"id": "tiny-0-a", "model": "tiny", "version": "1.0.0", "release": "0f3a5c7e9b1d", "replica": 0, "slot": "a",
+         "port": 20000, "state": "running", "health": "healthy"},
+    ]
+
+
+def test_a_container_that_goes_meanwhile_hides_no_other(look, programs):
+    """`docker inspect` then prints those that it found, and fails."""
+    programs("docker", f"case $1 in version) echo 1 ;; ps) echo aa ;; inspect) echo '{json.dumps(INSPECTED[:1])}'; exit 1 ;; esac")
+    assert [instance["id"] for instance in look()["instances"]] == ["tiny-0-a"]
+
+
+def test_plan_and_blobs_are_read(look, tmp_path):
+    store = tmp_path / "state" / "store" / "blobs" / "sha256"
+    store.mkdir(parents=True)
+    (store / ("a" * 64)).touch()
+    (tmp_path / "state" / "plan.json").write_text('{"generation": 7}')
+    seen = look()
+    assert seen["plan"] == {"generation": 7} and seen["blobs"] == ["a" * 64]
+
+
+def test_a_broken_plan_is_told_and_not_taken_for_none(look, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "plan.json").write_text('{"generation":')
+    seen = look()
+    assert seen["plan"] is None and "plan.json is not JSON" in seen["plan_error"]
+
+
+def test_the_clock_is_measured_against_the_controllers(look):
+    assert 99 < look(controller_clock=time.time() - 100)["clock_skew"] < 130
+    assert -100 < look(controller_clock=time.time() + 100)["clock_skew"] < -70
+    assert look()["clock_skew"] == 0
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"), [("2.6.12-1+deb12u2", "2.6.12-1+deb12u2"), ("(none)", "2.6.12-1+deb12u4")]
+)
+def test_haproxy_is_the_installed_one_or_else_the_one_to_come(look, programs, installed, expected):
+    programs("apt-cache", f"printf 'haproxy:\\n  Installed: {installed}\\n  Candidate: 2.6.12-1+deb12u4\\n'")
+    assert look(gateway=True)["haproxy_version"] == expected
+    assert "haproxy_version" not in look()

@@ -86,12 +86,12 @@ def check_host(host: dict, is_gateway: bool) -> list[Fault]:
                 "synchronise the clocks, for instance with chrony, and run again",
             )
         )
-    if is_gateway and haproxy_number(host["haproxy_version"]) < HAPROXY_MINIMUM:
+    # A host whose package lists were never read offers nothing yet; the gateway role looks again when it has read them.
+    if is_gateway and host["haproxy_version"] and haproxy_number(host["haproxy_version"]) < HAPROXY_MINIMUM:
         least = ".".join(map(str, HAPROXY_MINIMUM))
-        found = host["haproxy_version"] or "none"
         faults.append(
             Fault(
-                f"HAProxy {least} or newer is needed, the package sources offer {found}",
+                f"HAProxy {least} or newer is needed, the package sources offer {host['haproxy_version']}",
                 where,
                 "refresh the package lists, or take a gateway with Debian 12 or Ubuntu 24.04 or newer",
             )

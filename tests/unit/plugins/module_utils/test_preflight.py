@@ -36,16 +36,16 @@ def test_a_good_host_has_no_fault():
     assert preflight.check_host(host(haproxy_version=""), is_gateway=False) == []
 
 
-@pytest.mark.parametrize("version", ["", "2.6.11-1", "2.4.30-0ubuntu1", "1.8.27"])
+@pytest.mark.parametrize("version", ["2.6.11-1", "2.4.30-0ubuntu1", "1.8.27"])
 def test_an_old_haproxy_is_a_fault_of_gateways_only(version):
     fault = only(preflight.check_host(host(haproxy_version=version), is_gateway=True))
-    assert "HAProxy 2.6.12" in fault.what and (version or "none") in fault.what
+    assert "HAProxy 2.6.12" in fault.what and version in fault.what
     assert fault.where == "host gw1"
     assert preflight.check_host(host(haproxy_version=version), is_gateway=False) == []
 
 
-@pytest.mark.parametrize("version", ["2.6.12-1", "2.6.100", "3.0.11-1+deb13u3", "10.0.0"])
-def test_versions_compare_as_numbers(version):
+@pytest.mark.parametrize("version", ["", "2.6.12-1", "2.6.100", "3.0.11-1+deb13u3", "10.0.0"])
+def test_versions_compare_as_numbers_and_none_is_not_known_yet(version):
     assert preflight.check_host(host(haproxy_version=version), is_gateway=True) == []
 
 
@@ -84,7 +84,7 @@ def test_ipv6_is_an_address():
 
 
 def test_all_faults_of_a_host_come_at_once():
-    broken = host(address="gw1", clock_skew=60.0, haproxy_version="", distribution=distribution("debian", "10"))
+    broken = host(address="gw1", clock_skew=60.0, haproxy_version="1.8.0", distribution=distribution("debian", "10"))
     assert len(preflight.check_host(broken, is_gateway=True)) == 4
 
 

@@ -102,6 +102,7 @@ def _setting_faults(spec: dict[str, Any], where: str) -> Iterator[Fault]:
         yield Fault(f"min and max mean nothing for the type {spec['type']}", where, "take them out")
     elif spec.get("min") is not None and spec.get("max") is not None and spec["min"] > spec["max"]:
         yield Fault("no value can satisfy min and max", where, "make min the smaller one")
+        return
     faults: list[Fault] = []
     for index, choice in enumerate(spec.get("choices") or []):
         setting_check({**spec, "choices": None})(choice, f"{where}.choices[{index}]", faults)

@@ -30,9 +30,11 @@ class Fault(NamedTuple):
 
 def nearest(key: object, known: Iterable[str]) -> str | None:
     """The known word that `key` was most likely meant to be, or None where nothing is like it."""
+    if not isinstance(key, str):
+        return None
     # Compared in lower case, because 'Version' is as likely a slip as 'verison'.
     words = {word.lower(): word for word in known}
-    matches = difflib.get_close_matches(str(key).lower(), words, n=1)
+    matches = difflib.get_close_matches(key.lower(), words, n=1)
     return words[matches[0]] if matches else None
 
 

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import load_yaml
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(PLAIN)
+def test_what_was_written_is_what_is_read(data):
+    # Each part anew, or PyYAML writes an alias where one object stands in two places.
+    class NoAliases(yaml.SafeDumper):
+        def ignore_aliases(self, data):
+            return True
+
+    assert load_yaml(yaml.dump(data, Dumper=NoAliases), "f.yml") == (data, [])
+
+
+@given(st.text(alphabet="[]{}:,-? &*!|>'\"#%@`abc1.\n\t\x00\ud800"))
+def test_no_text_raises(text):
+    data, faults = load_yaml(text, "f.yml")
+    assert data is None or not faults
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        ("a: 1\nb: 2\na: 3", "f.yml: line 3", "'a'"),
+        ("a: 1\nb:\n  - c: 1\n    c: 2", "f.yml: line 4", "'c'"),
+        ("a: [1\nb: 2", "f.yml: line 2", "YAML"),
+        ("a: &x 1\nb: *x", "f.yml: line 2", "*x"),
+        ("a: &x [*x]", "f.yml: line 1", "*x"),
+        ("a: !!python/name:os.system x", "f.yml: line 1", "YAML"),
+        ("a: 2026-99-99", "f.yml", "YAML"),
+        ("\n" + "[" * 100_000, "f.yml: line 2", "deep"),
+        ("a: 1\n---\na: 2", "f.yml: line 2", "YAML"),
+    ],
+)
+def test_faults_name_the_line(text, where, what):
+    data, faults = load_yaml(text, "f.yml")
+    assert data is None
+    assert len(faults) == 1
+    assert faults[0].where == where
+    assert what in faults[0].what
+
+
+def test_equal_keys_of_different_mappings_are_no_repetition():
+    assert load_yaml("a: {x: 1}\nb: {x: 2}", "f.yml") == ({"a": {"x": 1}, "b": {"x": 2}}, [])
+
+
+def test_all_repeated_keys_are_found():
+    assert len(load_yaml("a: 1\na: 2\nb: {c: 1, c: 2}", "f.yml")[1]) == 2
+
+
+@pytest.mark.parametrize("text", [None, b"a: 1", 3])
+def test_only_text_is_read(text):
+    assert load_yaml(text, "f.yml")[1]

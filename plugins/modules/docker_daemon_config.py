@@ -245,8 +245,10 @@ class DaemonConfig:
         descriptor, fresh = tempfile.mkstemp(dir=self.module.tmpdir)
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
-        os.chmod(fresh, mode)
+        is_new = not path.exists()
         self.module.atomic_move(fresh, str(path))
+        if is_new:
+            path.chmod(mode)
 
     @staticmethod
     def shown(text: str | None, document: dict) -> str:

@@ -78,6 +78,8 @@ def test_on_a_bare_host_it_makes_the_file_and_takes_it_away_again(host):
     assert result["changed"] and not result["docker_running"]
     assert json.loads(host.file.read_text())["log-opts"] == {"max-size": "50m"}
     assert host.file.stat().st_mode & 0o777 == 0o644
+    # It holds the operator's text, which may hold a password.
+    assert (host.state / "docker-daemon.json").stat().st_mode & 0o777 == 0o600
     assert host.call(state="absent")["changed"]
     assert not host.file.parent.exists()
     assert list(host.state.iterdir()) == []

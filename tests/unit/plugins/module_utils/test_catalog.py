@@ -162,6 +162,11 @@ def test_slips_in_clients(client, where):
     assert [fault.where for fault in check(clients=[client])[2]] == [where]
 
 
+def test_what_cannot_be_used_comes_back_as_none_so_that_other_checks_can_go_on():
+    found = check(model(engine="vlm", version="1", settings={"threads": 1}))[0][0]
+    assert (found["engine"], found["version"], found["settings"]) == (None, None, {})
+
+
 def test_without_hosts_no_placement_is_blamed():
     assert check(model(placement={"hosts": ["gpu9"]}), hosts=[])[2] == []
 

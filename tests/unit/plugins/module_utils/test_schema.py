@@ -76,6 +76,7 @@ def test_a_plain_check_gives_either_a_value_or_a_fault(check, value):
         (whole(1, 3), [1, 3], [0, 4, 2.0, True, "2", 10**5000]),
         (whole(1), [1, 10**30], [0]),
         (number(0, 2), [0, 1.5, 2], [-0.1, 2.1, math.nan, math.inf, True, "1", 10**400]),
+        (number(), [-1, 0.5], [math.nan, math.inf, -math.inf, 10**400]),
         (text(), ["a b", "ü"], ["", "a\nb", "a\x00", 1, None]),
         (text("[a-z]+"), ["abc"], ["abc\n", "aB", ""]),
         (one_of(1, "on"), [1, "on"], [True, "1", "off", None]),

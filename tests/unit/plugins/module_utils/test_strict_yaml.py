@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import load_yaml
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import DEEPEST, load_yaml
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -52,6 +52,11 @@ def test_faults_name_the_line(text, where, what):
     assert len(faults) == 1
     assert faults[0].where == where
     assert what in faults[0].what
+
+
+def test_data_may_nest_as_deep_as_real_files_do_and_no_deeper():
+    assert load_yaml("[" * DEEPEST + "]" * DEEPEST, "f.yml")[1] == []
+    assert len(load_yaml("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "f.yml")[1]) == 1
 
 
 def test_equal_keys_of_different_mappings_are_no_repetition():

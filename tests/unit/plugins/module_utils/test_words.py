@@ -50,6 +50,7 @@ def faults_of(check, value):
                 "https://[h/a",
                 "https://h:port/a",
                 "https://h:99999/a",
+                "https://h:0/a",
                 "https://h/a b",
                 "https://h/a#b",
                 "https://h/ä",

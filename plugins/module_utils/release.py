@@ -86,11 +86,10 @@ def engine_interfaces(profiles: dict[str, Any], used: Iterable[str]) -> dict[str
     }
 
 
-def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """How Docker runs this release."""
-    container, limits = profile["container"], model.get("limits") or {}
-    values = {
-        "port": container["port"],
+def placeholder_values(record: dict[str, Any], port: int) -> dict[str, Any]:
+    """What engine_profile.fill puts into a profile's strings for one release."""
+    return {
+        "port": port,
         "model": record["model"],
         "version": record["version"],
         "model_path": f"{MODEL_DIR}/{record['files'][0]['path']}",
@@ -99,6 +98,12 @@ def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str,
         "parallel": record["parallel"],
         "total_context": record["context"] * record["parallel"],
     }
+
+
+def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """How Docker runs this release."""
+    container, limits = profile["container"], model.get("limits") or {}
+    values = placeholder_values(record, container["port"])
     flags, variables = _settings(profile["settings"], model.get("settings") or {})
     environment = {name: fill(value, values) for name, value in container["environment"].items()}
     return {

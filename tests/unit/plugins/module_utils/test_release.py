@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import PLACEHOLDERS
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import (
     build_release,
     engine_interfaces,
+    placeholder_values,
     release_hash,
     wanted_releases,
 )
@@ -88,6 +90,10 @@ def test_the_record_holds_all_that_a_node_needs():
     }
     assert [file["path"] for file in record["files"]] == ["a.gguf", "b.gguf"]
     assert json.loads(json.dumps(record)) == record
+
+
+def test_every_placeholder_of_a_profile_has_a_value():
+    assert set(placeholder_values(build(), 8080)) == set(PLACEHOLDERS)
 
 
 def test_building_changes_no_argument():

@@ -80,6 +80,13 @@ class Fleet:
     def container(self, host: Host) -> str:
         return f"{self.name}-{host.name}"
 
+    def upstream(self) -> Host:
+        """The host that stands for the outside world."""
+        for host in self.hosts:
+            if host.image == "upstream":
+                return host
+        raise FleetError(f"fleet {self.name} has no host with testbed_image upstream: no registry and no file server")
+
 
 def docker(*arguments: str, check: bool = True) -> str:
     done = subprocess.run([*DOCKER, *arguments], text=True, capture_output=True, check=False)
@@ -88,14 +95,30 @@ def docker(*arguments: str, check: bool = True) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def read_fleet(inventory: Path) -> Fleet:
-    """Read the fleet from its inventory. Only literal values are used, so nothing is templated here."""
+def write_if_changed(path: Path, text: str) -> bool:
+    """Replace a file as a whole, and only if its content differs."""
+    if path.exists() and path.read_text() == text:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.write_text(text)
+    fresh.rename(path)
+    return True
+
+
+def read_hostvars(inventory: Path) -> dict[str, dict]:
+    """Each host's variables as the inventory has them, templates not filled in."""
     tool = Path(sys.executable).with_name("ansible-inventory")
     command = [str(tool if tool.exists() else "ansible-inventory"), "-i", str(inventory), "--list"]
     done = subprocess.run(command, text=True, capture_output=True, check=False, cwd=REPO)
     if done.returncode:
         raise FleetError(f"{inventory}: {done.stderr.strip()}")
-    hostvars = {h: v for h, v in json.loads(done.stdout)["_meta"]["hostvars"].items() if "testbed_image" in v}
+    return json.loads(done.stdout)["_meta"]["hostvars"]
+
+
+def read_fleet(inventory: Path) -> Fleet:
+    """Read the fleet from its inventory. Only literal values are used, so nothing needs to be templated."""
+    hostvars = {h: v for h, v in read_hostvars(inventory).items() if "testbed_image" in v}
     if not hostvars:
         raise FleetError(f"{inventory}: no host has testbed_image, so there is nothing to start")
     network = next(iter(hostvars.values())).get("testbed_network")
@@ -119,8 +142,10 @@ def labels(fleet_name: str) -> list[str]:
     return [f"--label={FLEET_LABEL}={fleet_name}", f"--label={CHECKOUT_LABEL}={REPO}"]
 
 
-def ours(fleet_name: str) -> list[str]:
-    return [f"--filter=label={FLEET_LABEL}={fleet_name}", f"--filter=label={CHECKOUT_LABEL}={REPO}"]
+def ours(fleet_name: str | None) -> list[str]:
+    """Filters for what belongs to one fleet of this checkout, or to any of them."""
+    fleet = f"{FLEET_LABEL}={fleet_name}" if fleet_name else FLEET_LABEL
+    return [f"--filter=label={fleet}", f"--filter=label={CHECKOUT_LABEL}={REPO}"]
 
 
 def ensure_key(fleet: Fleet) -> str:
@@ -192,15 +217,27 @@ def ensure_container(fleet: Fleet, host: Host) -> str:
         if has.get(SPEC_LABEL) == spec:
             if found[0]["State"]["Running"]:
                 return ""
-            docker("start", name)
+            start(name, host)
             return "started"
         # Another image or other ports: a host cannot be changed in place, so it begins anew.
         remove_containers([name])
         done = "created anew, its definition or image changed"
     docker("volume", "create", *labels(fleet.name), f"{name}-docker")
     docker("create", *arguments, f"--label={SPEC_LABEL}={spec}", image)
-    docker("start", name)
+    start(name, host)
     return done
+
+
+def start(container: str, host: Host) -> None:
+    try:
+        docker("start", container)
+    except FleetError as error:
+        if "already allocated" in str(error) or "address already in use" in str(error):
+            raise FleetError(
+                f"host {host.name}: one of the ports {', '.join(host.publish)} is taken on this machine; stop what "
+                f"listens there, or change testbed_publish in the inventory ({error})"
+            ) from None
+        raise
 
 
 def wait_for_host(fleet: Fleet, host: Host, public_key: str, deadline: float) -> str:
@@ -226,11 +263,7 @@ def wait_for_fleet(fleet: Fleet, timeout: float) -> None:
     public_key, deadline = ensure_key(fleet), time.monotonic() + timeout
     with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
         lines = list(pool.map(lambda h: wait_for_host(fleet, h, public_key, deadline), fleet.hosts))
-    known_hosts, text = fleet.state / "known_hosts", "".join(f"{line}\n" for line in lines)
-    if not known_hosts.exists() or known_hosts.read_text() != text:
-        fresh = fleet.state / "known_hosts.new"
-        fresh.write_text(text)
-        fresh.rename(known_hosts)
+    write_if_changed(fleet.state / "known_hosts", "".join(f"{line}\n" for line in lines))
 
 
 def up(fleet: Fleet, timeout: float) -> None:
@@ -243,6 +276,8 @@ def up(fleet: Fleet, timeout: float) -> None:
     for host in fleet.hosts:
         done = ensure_container(fleet, host)
         if done:
+            # What Ansible remembers of a host of this name is not about this one.
+            (REPO / ".cache" / "facts" / host.name).unlink(missing_ok=True)
             print(f"  {host.name:<14} {host.address:<15} {host.image:<14} {done}", flush=True)
     wait_for_fleet(fleet, timeout)
     print(f"  fleet {fleet.name}: {len(fleet.hosts)} hosts up ({time.monotonic() - begun:.0f} s)", flush=True)
@@ -256,8 +291,8 @@ def remove_containers(names: list[str]) -> None:
             docker("volume", "rm", "-f", f"{name}-docker")
 
 
-def down(fleet_name: str, state: Path | None) -> None:
-    """Remove exactly what carries this fleet's labels, and its keys."""
+def down(fleet_name: str | None, state: Path | None) -> None:
+    """Remove exactly what carries this fleet's labels (or any fleet's of this checkout), and its keys."""
     containers = docker("ps", "-aq", *ours(fleet_name)).split()
     if containers:
         docker("rm", "-fv", *containers)
@@ -272,15 +307,13 @@ def down(fleet_name: str, state: Path | None) -> None:
             (state / file).unlink(missing_ok=True)
     if state and state.is_dir() and not any(state.iterdir()):
         state.rmdir()
-    removed = len(containers), len(networks), len(volumes)
-    print("  fleet {}: removed {} containers, {} networks, {} volumes".format(fleet_name, *removed), flush=True)
+    removed = f"{len(containers)} containers, {len(networks)} networks, {len(volumes)} volumes"
+    print(f"  {fleet_name or 'all fleets'}: removed {removed}", flush=True)
 
 
 def push_image(fleet: Fleet, image: str) -> str:
     """Push an image into the registry of the fleet's upstream host. Return its digest there."""
-    upstream = next((h for h in fleet.hosts if h.image == "upstream"), None)
-    if upstream is None:
-        raise FleetError("this fleet has no host with testbed_image upstream, so no registry to push to")
+    upstream = fleet.upstream()
     published = docker("port", fleet.container(upstream), "5000/tcp", check=False).splitlines()
     if not published:
         raise FleetError(f'host {upstream.name}: publish its registry with testbed_publish: ["127.0.0.1::5000"]')
@@ -309,14 +342,15 @@ def main() -> int:
         if name in ("up", "wait"):
             sub.add_argument("--timeout", type=float, default=180, help="seconds for all hosts to come up")
         if name == "down":
-            sub.add_argument("--name", help="the fleet's name, where ansible is not installed to read the inventory")
+            sub.add_argument("--name", help="the fleet's name, where no Ansible is installed to read the inventory")
+            sub.add_argument("--all", action="store_true", help="all fleets that this checkout started")
         if name == "push-image":
             sub.add_argument("image", nargs="?", default=f"{PREFIX}/llamacpp")
     args = cli.parse_args()
     try:
         if not shutil.which(DOCKER[0]):
             raise FleetError(f"{DOCKER[0]} is not installed; `make setup` does that")
-        if args.command == "down" and args.name:
+        if args.command == "down" and (args.name or args.all):
             down(args.name, None)
             return 0
         if args.inventory is None:

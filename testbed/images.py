@@ -164,6 +164,13 @@ def remove_leftovers() -> None:
     run([*DOCKER, "image", "prune", "-f", "--filter", f"label={LABEL}"], "docker")
 
 
+def remove_all() -> None:
+    remove_leftovers()
+    images = run([*DOCKER, "image", "ls", "-q", "--filter", f"label={LABEL}"], "docker").split()
+    if images:
+        run([*DOCKER, "image", "rm", "-f", *dict.fromkeys(images)], "docker")
+
+
 def build_all(names: list[str]) -> None:
     """Build what is missing or outdated, bases first, those that don't need each other side by side."""
     order = list(dict.fromkeys(n for name in names for n in (load(name).get("base", name), name)))
@@ -194,8 +201,12 @@ def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("names", nargs="*", help=f"images to build (default: {' '.join(DEFAULT)})")
     cli.add_argument("--warm", action="store_true", help="also the hosts with packages installed, for the tests")
+    cli.add_argument("--remove", action="store_true", help="remove all images of the testbed instead")
     args = cli.parse_args()
     try:
+        if args.remove:
+            remove_all()
+            return 0
         build_all([*(args.names or DEFAULT), *(WARM if args.warm else [])])
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)

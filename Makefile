@@ -1,0 +1,94 @@
+# Work on the collection. `make help` lists the targets; each can be called again at any time.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+# How Docker is reached ("docker" or "sudo docker"): testbed/setup.sh finds out.
+export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
+# For tools that start others of the virtual environment by name.
+WITH_VENV := PATH="$(BIN):$$PATH"
+
+# Scenarios of `make test`, in this order: the first makes the fleet that the others use.
+SCENARIOS := default gateway
+SCENARIOS_LONG := $(SCENARIOS) lifecycle anywhere
+export MOLECULE_GLOB := molecule/*/molecule.yml
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup setup-tests
+setup: ## Install what this machine lacks: packages, and Docker only where there is none
+	@testbed/setup.sh
+setup-tests: setup
+	@testbed/setup.sh --tests
+
+.PHONY: venv
+venv: $(VENV)/.installed ## Make the virtual environment .venv
+$(VENV)/.installed: testbed/requirements.txt | setup
+	@echo "  virtual environment: installing testbed/requirements.txt"
+	@$(VENV)/bin/python -c '' 2>/dev/null || rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --no-compile --disable-pip-version-check --progress-bar off -r testbed/requirements.txt 2>&1 \
+	    | tee $(VENV)/pip.log | sed -Eun 's/^ *(Downloading .*MB\)|Installing).*/  virtual environment: \1/p' \
+	    || { tail -20 $(VENV)/pip.log; exit 1; }
+	@mkdir -p $(VENV)/collections/ansible_collections/localfirst
+	@ln -sfn ../../../.. $(VENV)/collections/ansible_collections/localfirst/llm_fleet
+	@touch $@
+	@echo "  virtual environment: done"
+
+.PHONY: images images-tests
+images: setup ## Build the testbed's images that are missing or whose recipe changed
+	@$(PYTHON) testbed/images.py
+images-tests: setup
+	@$(PYTHON) testbed/images.py --warm
+
+.PHONY: demo demo-down
+demo: setup ## Start a fleet on this machine and ask it a question
+	@echo "▸ Images and virtual environment"
+	@$(MAKE) -j2 venv images
+	@$(BIN)/python testbed/demo.py
+demo-down: ## Remove all that the demo made
+	@$(PYTHON) testbed/fleet.py down --name llm-fleet-demo
+	@rm -rf .demo
+
+.PHONY: lint sanity unit molecule
+lint: venv setup-tests ## Check style: ansible-lint (profile production), yamllint, ruff, shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/yamllint --strict .
+	shellcheck .ci/run testbed/*.sh testbed/images/*/*.sh
+	$(WITH_VENV) ansible-lint --offline
+sanity: venv ## Run ansible-test sanity on a copy of the collection
+	@testbed/sanity.sh
+unit: venv ## Run the unit tests (ARGS="-k name" for some of them)
+	$(BIN)/pytest tests/unit $(ARGS)
+molecule: venv images ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
+	@status=0; for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
+	    echo "▸ molecule: $$scenario"; \
+	    $(WITH_VENV) molecule test --destroy=never --scenario-name $$scenario || { status=$$?; break; }; \
+	done; \
+	if [ -z "$(KEEP)" ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; exit $$status
+
+.PHONY: test test-long bench
+test: ## Everything that a change must pass
+	@for target in lint sanity unit molecule; do \
+	    echo "▸ make $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
+	done
+test-long: ## All of `make test`, and the scenarios that take their time
+	@$(MAKE) lint sanity unit
+	@$(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
+bench: venv images-tests ## Measure what the gateway and a run without changes cost; figures go to .bench/
+	$(BIN)/python tests/bench/site.py
+	$(BIN)/python tests/bench/gateway.py
+
+.PHONY: clean
+clean: ## Remove all fleets of this checkout, the images, .venv and caches
+	@$(PYTHON) testbed/fleet.py down --all
+	@$(PYTHON) testbed/images.py --remove
+	rm -rf .venv .cache .demo .testbed .bench .ansible .pytest_cache .ruff_cache .hypothesis tests/output
+	find plugins roles tests testbed molecule -name __pycache__ -prune -exec rm -rf {} +

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ BIN = Path(sys.executable).parent
 STATE = REPO / ".testbed" / "bench"
 RESULTS = REPO / ".bench"
 NETWORK = "llm-fleet-bench"
+DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 
 sys.path.insert(0, str(REPO / ".venv" / "collections"))
 
@@ -83,7 +85,7 @@ def fleet(inventory: Path, keep: bool) -> Iterator[None]:
 
 def on(host: str, script: str) -> str:
     """Run a script on a host of the fleet, past ssh and Ansible."""
-    return run("docker", "exec", "-i", f"{NETWORK}-{host}", "sh", "-es", stdin=script)
+    return run(*DOCKER, "exec", "-i", f"{NETWORK}-{host}", "sh", "-es", stdin=script)
 
 
 def seconds(action: Callable[[], object]) -> float:

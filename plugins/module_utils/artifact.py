@@ -5,6 +5,7 @@
 Everything that arrives here decides where files are written and read, so nothing is taken on trust: a
 name that could lead out of the store is refused before any file is touched.
 """
+
 from __future__ import annotations
 
 import errno

@@ -5,6 +5,7 @@
 What has arrived lies in `<sha256>.part`, and beside it the server's validator (ETag or date), so that the next
 attempt, in this run or a later one, asks for the rest only. Bytes are hashed on their way to the disk.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -47,6 +48,7 @@ class Part:
         self.path = path
         self.file = file
         self.position = 0
+        self.received = 0  # bytes that came over the line, those of a wasted attempt included
         self.digest = hashlib.sha256()
         self.validator_path = path.with_suffix(".validator")
         self.handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b", buffering=0)
@@ -94,6 +96,7 @@ class Part:
             raise ArtifactError.from_os_error(error, self.path.parent) from error
         self.digest.update(data)
         self.position += len(data)
+        self.received += len(data)
 
     def finish(self) -> None:
         """Write all of it to the disk: what is renamed into place must survive a power cut."""
@@ -150,33 +153,31 @@ class Fetcher:
         part = Part(path, file)
         try:
             resumed = part.position > 0
-            moved = self._stream(url, part)
+            self._stream(url, part)
             if resumed and part.digest.hexdigest() != file.sha256:
                 # What lay here may be at fault (another source, a power cut), so the server gets one fair try.
                 part.restart()
-                moved += self._stream(url, part)
+                self._stream(url, part)
             if part.digest.hexdigest() != file.sha256:
                 part.discard()
                 raise file.wrong_digest(part.digest.hexdigest(), url)
             part.finish()
-            return moved
+            return part.received
         finally:
             part.handle.close()
 
-    def _stream(self, url: str, part: Part) -> int:
-        moved = failures = 0
+    def _stream(self, url: str, part: Part) -> None:
+        furthest, failures = part.position, 0
         while part.position < part.file.size:
-            before = part.position
             try:
                 self._attempt(url, part)
             except Interrupted as interruption:
-                # Only attempts that brought nothing count: a long download over a bad line does end.
-                failures = 0 if part.position > before else failures + 1
+                # Only attempts that came no further count: a long download over a bad line does end.
+                failures = 0 if part.position > furthest else failures + 1
+                furthest = max(furthest, part.position)
                 if failures > self.retries:
                     raise interruption.error from interruption
                 self.pause(min(2**failures, 30))
-            moved += max(part.position - before, 0)
-        return moved
 
     def _attempt(self, url: str, part: Part) -> None:
         request = Request(url, headers={"User-Agent": "localfirst.llm_fleet", **self.headers})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
 """Files and directories of the store: whose they are, what they hold, and that they are on the disk."""
+
 from __future__ import annotations
 
 import grp
@@ -45,7 +46,8 @@ class Ownership:
         os.chown(path, *self.ids())
         os.chmod(path, mode)
 
-    def differs(self, status: os.stat_result, mode: int) -> bool:
+    def differs(self, path: Path, mode: int) -> bool:
+        status = path.lstat()
         user, group = self.ids(strict=False)
         return (
             stat.S_IMODE(status.st_mode) != mode

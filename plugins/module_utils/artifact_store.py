@@ -10,6 +10,7 @@
 A name in `blobs` is a promise, so a file gets there by one rename after its digest was checked. A version
 never changes what it holds: other contents under the same version are refused.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -145,9 +146,9 @@ class Store:
             found.before.append(_line(path, status.st_size, digest))
         found.after = [_line(file.path, file.size, file.sha256) for file in artifact.files]
         kept = [tree / path for path in present if path not in (*found.to_link, *found.to_drop)]
-        found.to_own = [path for path in kept if self.ownership.differs(path.lstat(), FILE_MODE)]
-        folders = [tree, *directories_below(tree)] if tree.is_dir() else []
-        found.to_own += [path for path in folders if self.ownership.differs(path.lstat(), DIRECTORY_MODE)]
+        folders = sorted({tree / parent for path in wanted for parent in Path(path).parents})
+        found.to_own = [path for path in kept if self.ownership.differs(path, FILE_MODE)]
+        found.to_own += [path for path in folders if path.is_dir() and self.ownership.differs(path, DIRECTORY_MODE)]
         if found.to_link:
             found.actions.append(f"link into {tree}: {', '.join(found.to_link)}")
         found.actions += [f"remove {tree / path}, which is no part of {artifact.title}" for path in found.to_drop]
@@ -305,6 +306,8 @@ class Store:
         if tree.parent.is_dir():
             _sweep(tree.parent)
             _remove_empty(tree.parent, self.models)
+        for link in self.incoming.glob("*.link"):
+            link.unlink()
         for digest in self._names().values():
             if (self.blobs / digest).stat().st_nlink == 1:
                 (self.blobs / digest).unlink()

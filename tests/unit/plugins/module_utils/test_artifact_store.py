@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""The store on a real file system, fed by a real web server."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (
+    BODY,
+    artifact,
+    digest,
+    leftovers,
+    tree_of,
+)
+
+CONTENTS = {"config.json": b"{}", "weights/1.gguf": BODY, "weights/2.gguf": BODY[::-1], "copy.json": b"{}"}
+
+
+class Host:
+    """A store, and a web server that has what it needs."""
+
+    def __init__(self, server: RangeServer, root) -> None:
+        self.server = server
+        self.root = root
+        self.store = Store(root)
+
+    def serve(self, contents: dict[str, bytes], version="1.0.0", **faults) -> Artifact:
+        for path, body in contents.items():
+            self.server.add(f"/{version}/{path}", body, **faults)
+        return artifact(f"{self.server.url}/{version}", contents, version)
+
+    def present(self, wanted: Artifact, reserve=0):
+        with self.store.locked(5):
+            found = self.store.survey(wanted)
+            self.store.check_space(wanted, found, reserve)
+            if found.actions:
+                self.store.place(wanted, found, Fetcher(timeout=5, retries=0))
+            return found
+
+    def bring(self, body: bytes, name=None) -> None:
+        """What the role does with files of the controller."""
+        self.store.incoming.mkdir(parents=True, exist_ok=True)
+        (self.store.incoming / (name or digest(body))).write_bytes(body)
+
+
+@pytest.fixture
+def server():
+    with RangeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def host(server, tmp_path):
+    return Host(server, tmp_path / "store")
+
+
+def test_a_version_arrives_whole_and_each_content_once(host):
+    wanted = host.serve(CONTENTS)
+    found = host.present(wanted)
+    assert tree_of(host.root) == CONTENTS
+    assert found.bytes_moved == len(BODY) * 2 + 2
+    assert len(host.server.requests) == 3  # two paths hold the same bytes
+    assert len(list(host.store.blobs.iterdir())) == 3 and not list(host.store.incoming.iterdir())
+
+
+def test_nobody_else_may_write_or_read(host):
+    host.present(host.serve(CONTENTS))
+    for folder, _folders, files in os.walk(host.store.models):
+        assert os.stat(folder).st_mode & 0o777 == 0o750
+        assert all(os.stat(os.path.join(folder, name)).st_mode & 0o777 == 0o440 for name in files)
+
+
+def test_a_second_run_does_nothing(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    again = host.present(wanted)
+    assert again.actions == [] and again.bytes_moved == 0
+    assert again.diff["before"] == again.diff["after"] != ""
+    assert len(host.server.requests) == 3
+
+
+def test_looking_changes_nothing(host):
+    found = host.store.survey(host.serve(CONTENTS))
+    assert found.bytes_moved == len(BODY) * 2 + 2 and len(found.missing) == 3
+    assert not host.root.exists() and not host.server.requests
+
+
+def test_a_new_version_fetches_only_what_it_does_not_share(host):
+    host.present(host.serve(CONTENTS))
+    newer = {**CONTENTS, "config.json": b"{ }"}
+    found = host.present(host.serve(newer, "1.0.1"))
+    assert found.bytes_moved == 3
+    assert tree_of(host.root, "1.0.1") == newer and tree_of(host.root) == CONTENTS
+
+
+def test_the_tree_is_not_there_before_its_last_file(host):
+    gate = threading.Event()
+    wanted = host.serve(CONTENTS)
+    host.server.resources["/1.0.0/weights/2.gguf"].hold = gate
+    thread = threading.Thread(target=host.present, args=(wanted,))
+    thread.start()
+    while not any(path.endswith("2.gguf") for path, _headers in host.server.requests):
+        thread.join(0.01)
+    assert tree_of(host.root) is None
+    gate.set()
+    thread.join()
+    assert tree_of(host.root) == CONTENTS
+
+
+def test_a_wrong_digest_in_the_last_file_means_no_tree(host):
+    wanted = host.serve(CONTENTS)
+    host.server.add("/1.0.0/weights/2.gguf", bytes(len(BODY)))
+    with pytest.raises(ArtifactError, match=r"weights/2\.gguf has the wrong digest"):
+        host.present(wanted)
+    assert tree_of(host.root) is None
+    assert leftovers(host.root) == sorted(f"blobs/sha256/{digest(body)}" for body in (BODY, b"{}"))
+
+
+def test_files_from_the_controller_are_verified_where_they_lie(host):
+    wanted = artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY})
+    host.bring(BODY)
+    found = host.present(wanted)
+    assert tree_of(host.root) == {"tiny.gguf": BODY} and found.bytes_moved == len(BODY)
+    assert not list(host.store.incoming.iterdir())
+
+
+def test_a_wrong_file_from_the_controller_leaves_nothing(host):
+    host.bring(b"other", name=digest(BODY))
+    with pytest.raises(ArtifactError) as caught:
+        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
+    assert caught.value.details == {"file": "tiny.gguf", "expected": digest(BODY), "actual": digest(b"other")}
+    assert leftovers(host.root) == []
+
+
+def test_a_file_that_nobody_brought_is_asked_for(host):
+    with pytest.raises(ArtifactError, match=r"/srv/tiny\.gguf") as caught:
+        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
+    assert str(host.store.incoming / digest(BODY)) == caught.value.fault.where
+
+
+def test_a_symbolic_link_in_incoming_is_not_followed(host, tmp_path):
+    (tmp_path / "secret").write_bytes(BODY)
+    host.store.incoming.mkdir(parents=True)
+    (host.store.incoming / digest(BODY)).symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError):
+        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
+    assert tree_of(host.root) is None
+
+
+def test_a_blob_of_another_size_is_brought_again(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    os.truncate(host.store.blobs / digest(BODY), 5)
+    found = host.present(wanted)
+    assert found.bytes_moved == len(BODY) and "damaged" in found.actions[0]
+    assert tree_of(host.root) == CONTENTS
+
+
+def test_a_tree_is_mended_in_place(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    tree = host.store.tree(wanted)
+    mounted = os.open(tree, os.O_RDONLY)  # as a container's mount holds it
+    (tree / "config.json").unlink()
+    (tree / "weights/1.gguf").unlink()
+    (tree / "weights/1.gguf").write_bytes(b"changed")
+    (tree / "more").mkdir()
+    (tree / "more/modeling.py").write_bytes(b"import os")
+    (tree / "copy.json").chmod(0o666)
+    found = host.present(wanted)
+    assert tree_of(host.root) == CONTENTS and not (tree / "more").exists()
+    assert sorted(os.listdir(mounted)) == ["config.json", "copy.json", "weights"]
+    os.close(mounted)
+    assert found.bytes_moved == 0 and len(found.actions) == 3
+    assert "more/modeling.py" in found.diff["before"] and "more" not in found.diff["after"]
+    assert host.present(wanted).actions == []
+
+
+@pytest.mark.parametrize("change", [{"config.json": b"{ }"}, {"weights/2.gguf": None}])
+def test_a_version_never_changes_what_it_holds(host, change):
+    host.present(host.serve(CONTENTS))
+    other = {path: body for path, body in {**CONTENTS, **change}.items() if body is not None}
+    with pytest.raises(ArtifactError, match="other contents") as caught:
+        host.present(host.serve(other))
+    assert "new version" in caught.value.fault.fix
+    assert tree_of(host.root) == CONTENTS
+
+
+def test_what_does_not_fit_is_refused_before_the_first_byte(host):
+    wanted = host.serve(CONTENTS)
+    with pytest.raises(ArtifactError, match="stay free") as caught:
+        host.present(wanted, reserve=1 << 60)
+    assert "free" in caught.value.fault.fix and str(host.root) in caught.value.fault.where
+    assert not host.server.requests and leftovers(host.root) == []
+
+
+def test_what_is_there_needs_no_space(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    assert host.present(wanted, reserve=1 << 60).actions == []
+
+
+def test_verifying_reads_everything_again(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    assert host.store.verify(wanted, set_aside=True) == []
+    damaged = host.store.tree(wanted) / "weights/1.gguf"
+    damaged.chmod(0o600)
+    with damaged.open("r+b") as handle:
+        handle.write(b"!")
+    changed = digest(b"!" + BODY[1:])
+    expected = [{"path": "weights/1.gguf", "expected": digest(BODY), "actual": changed}]
+    assert host.store.verify(wanted, set_aside=False) == expected
+    assert host.store.verify(wanted, set_aside=True) == expected
+    assert host.present(wanted).bytes_moved == len(BODY)
+    assert host.store.verify(wanted, set_aside=True) == [] and tree_of(host.root) == CONTENTS
+
+
+def test_verifying_names_what_is_missing_unreadable_or_too_much(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    tree = host.store.tree(wanted)
+    (tree / "copy.json").unlink()
+    (tree / "weights/1.gguf").unlink()
+    (tree / "weights/1.gguf").symlink_to("/etc/passwd")
+    (tree / "evil.py").touch()
+    damaged = {file["path"]: file["actual"] for file in host.store.verify(wanted, set_aside=False)}
+    assert sorted(damaged) == ["copy.json", "evil.py", "weights/1.gguf"]
+    assert damaged["copy.json"] == "missing" and "unreadable" in damaged["weights/1.gguf"]
+
+
+def test_removing_keeps_what_another_version_links_to(host):
+    newer = {**CONTENTS, "config.json": b"{ }"}
+    first, second = host.serve(CONTENTS), host.serve(newer, "1.0.1")
+    host.present(first)
+    host.present(second)
+    announced = host.store.survey_removal(second).actions
+    host.store.remove(second)
+    assert len(announced) == 2 and digest(b"{ }") in announced[1]
+    assert tree_of(host.root) == CONTENTS and tree_of(host.root, "1.0.1") is None
+    host.store.remove(first)
+    assert leftovers(host.root) == [] and list(host.store.models.iterdir()) == []
+    assert host.store.survey_removal(first).actions == []
+
+
+def test_what_an_interrupted_run_left_is_swept(host):
+    wanted = host.serve(CONTENTS)
+    draft = host.store.models / "tiny/.1.0.0.new/weights"
+    draft.mkdir(parents=True)
+    (draft / "1.gguf").write_bytes(b"half")
+    host.present(wanted)
+    assert os.listdir(host.store.models / "tiny") == ["1.0.0"]
+
+
+def test_a_run_that_waits_too_long_says_for_what(host):
+    with host.store.locked(1), pytest.raises(ArtifactError, match="another run"), Store(host.root).locked(0.2):
+        pass
+
+
+def test_an_unknown_owner_is_named_and_does_not_matter_while_looking(host):
+    host.store = Store(host.root, owner="nobody-of-this-name")
+    wanted = host.serve(CONTENTS)
+    assert len(host.store.survey(wanted).missing) == 3
+    with pytest.raises(ArtifactError, match="nobody-of-this-name"):
+        host.present(wanted)

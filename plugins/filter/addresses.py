@@ -21,7 +21,7 @@ options:
     type: dict
     required: true
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 """
 
 EXAMPLES = r"""

@@ -79,7 +79,7 @@ options:
     type: bool
     default: true
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.
@@ -189,7 +189,6 @@ class FleetPlanner:
         if not self.faults:
             result = self.plan(models, lock, current, frozen)
         return {
-            "faults": self.faults,
             "plan": result.plan,
             "leaving": result.leaving,
             "actions": result.actions,
@@ -313,12 +312,12 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    result = FleetPlanner(module.params).run()
-    faults = result.pop("faults")
-    described = [fault.as_dict() for fault in faults]
+    planner = FleetPlanner(module.params)
+    result = planner.run()
+    faults = [fault.as_dict() for fault in planner.faults]
     if faults and module.params["strict"]:
-        module.fail_json(msg=listing(faults), faults=described)
-    module.exit_json(changed=False, faults=described, **result)
+        module.fail_json(msg=listing(planner.faults), faults=faults)
+    module.exit_json(changed=False, faults=faults, **result)
 
 
 if __name__ == "__main__":

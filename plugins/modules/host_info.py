@@ -26,7 +26,7 @@ options:
       - The skew between the two clocks is measured against it.
     type: float
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.

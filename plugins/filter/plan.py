@@ -25,5 +25,13 @@ class FilterModule:
     """Filters of M(localfirst.llm_fleet)."""
 
     def filters(self):
-        names = ("host_instances", "host_artifacts", "gateway_view", "engine_key", "engine_keys", "status_rows")
-        return {name: _filter(getattr(views, name)) for name in names}
+        public = (
+            views.host_instances,
+            views.host_artifacts,
+            views.gateway_view,
+            views.gateway_servers,
+            views.engine_key,
+            views.engine_keys,
+            views.status_rows,
+        )
+        return {view.__name__: _filter(view) for view in public}

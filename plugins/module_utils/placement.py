@@ -33,32 +33,29 @@ class Room:
 
     def __init__(self, hosts: list, staying: list, going: list):
         self.hosts = {host["name"]: host for host in sorted(hosts, key=lambda host: host["name"])}
-        self.taken = {gpu for instance in staying for gpu in instance["gpus"]}
+        taken = {gpu for instance in staying for gpu in instance["gpus"]}
         # A leaving instance holds its GPUs until it is drained, and that is after the new ones have started.
-        self.released = {gpu for instance in going for gpu in instance["gpus"]} - self.taken
+        held = {gpu for instance in going for gpu in instance["gpus"]} - taken
+        self.free = {name: [gpu for gpu in it["gpus"] if gpu not in taken | held] for name, it in self.hosts.items()}
+        self.soon = {name: [gpu for gpu in it["gpus"] if gpu in held] for name, it in self.hosts.items()}
         replicas = {(instance["host"], instance["model"], instance["replica"]) for instance in staying}
         self.of_model = Counter((host, model) for host, model, _replica in replicas)
         self.of_all = Counter(host for host, _model, _replica in replicas)
 
-    def free(self, host: str, after_leaving: bool = False) -> list:
-        """GPUs that a new instance may have now, or will have when all that leaves has left."""
-        closed = self.taken if after_leaving else self.taken | self.released
-        return [gpu for gpu in self.hosts[host]["gpus"] if gpu not in closed]
-
     def best(self, model: dict, candidates: list, after_leaving: bool = False) -> str | None:
-        """The host for one more replica: spread the model, keep GPUs together, spread the load."""
-        need = model["gpus"]
+        """The host for one more replica, now or when all that leaves has left."""
         fitting = []
         for host in candidates:
-            left = len(self.free(host, after_leaving)) - need if need else 0
+            left = len(self.free[host]) - model["gpus"] + (len(self.soon[host]) if after_leaving else 0)
             if self.hosts[host]["reachable"] and left >= 0:
                 fitting.append((self.of_model[host, model["name"]], -left, self.of_all[host], host))
         return min(fitting)[-1] if fitting else None
 
-    def take(self, model: dict, host: str, after_leaving: bool = False) -> list:
-        """Gives away the first free GPUs of a host and returns them."""
-        gpus = self.free(host, after_leaving)[: model["gpus"]]
-        self.taken.update(gpus)
+    def take(self, model: dict, host: str) -> list:
+        """Gives away the first free GPUs of a host, and those that become free after them."""
+        gpus = [*self.free[host], *self.soon[host]][: model["gpus"]]
+        for pool in (self.free, self.soon):
+            pool[host] = [gpu for gpu in pool[host] if gpu not in gpus]
         self.of_model[host, model["name"]] += 1
         self.of_all[host] += 1
         return gpus
@@ -97,7 +94,7 @@ def place(models: list, hosts: list, staying: list, going: list) -> Placement:
             if host:
                 result.seats.append(Seat(model["name"], replica, host, room.take(model, host)))
             elif later:
-                room.take(model, later, after_leaving=True)  # or the next replica would wait for the same GPUs
+                room.take(model, later)  # or the next replica would wait for the same GPUs
                 waits = f"for GPUs that become free on {later}: run again then"
                 result.waiting.append(f"{model['name']}: replica {replica} waits {waits}")
             elif model["replicas"] == "all" and not room.hosts[candidates[0]]["reachable"]:
@@ -132,7 +129,7 @@ def _no_room(model: dict, homeless: list, room: Room) -> Fault:
         elif not host["reachable"]:
             reason = "can't be reached"
         else:
-            reason = f"{len(room.free(name))} of {len(host['gpus'])} GPUs free"
+            reason = f"{len(room.free[name])} of {len(host['gpus'])} GPUs free"
         reasons.setdefault(reason, []).append(name)
     lacks = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sorted(reasons.items()))
     numbers = ", ".join(map(str, homeless))

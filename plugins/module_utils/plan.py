@@ -215,20 +215,24 @@ def _entries(models: dict, instances: list, before: dict, releases: dict, wanted
 
 
 def _leaving(planned: list, candidates: list, releases: dict, engines: dict) -> list:
-    """The instances that have no place in the plan, each with what a gateway needs to drain it."""
+    """The instances that have no place in the plan, each with what a gateway needs to drain it.
+
+    `server` is the gateways' name for it, or None for a container of which too little is known to reach it.
+    """
     places, names = set(map(_where, planned)), {instance["id"] for instance in planned}
     leaving = []
     for instance in candidates:
         if _where(instance) in places:
             continue
-        # The same id may still run on another host: there the host makes the gateways' name for it unique.
+        record = releases.get(instance["release"])
+        if record is None or not instance["address"]:
+            leaving.append({**instance, "server": None})
+            continue
+        # The same id may run on another host too: then the host tells them apart.
         server = f"{instance['id']}.{instance['host']}" if instance["id"] in names else instance["id"]
         names.add(server)
-        instance = {**instance, "server": server}
-        record = releases.get(instance["release"])
-        if record is not None:
-            instance.update(release_record=record, engine_record=engines[record["engine"]])
-        leaving.append(instance)
+        records = {"release_record": record, "engine_record": engines[record["engine"]]}
+        leaving.append({**instance, "server": server, **records})
     return sorted(leaving, key=_order)
 
 

@@ -28,7 +28,8 @@ def lease(ledger: dict, replicas: list, standing: dict, port_range: tuple) -> Le
     """
     ledger = dict(ledger)
     lowest, highest = port_range
-    busy = {*replicas, *standing.values()}
+    holders = set(standing.values())
+    busy = {*replicas, *holders}
     without = []
 
     def inside(first):
@@ -41,7 +42,7 @@ def lease(ledger: dict, replicas: list, standing: dict, port_range: tuple) -> Le
 
     owners = _owners(ledger, standing)
     for key in replicas:
-        if key in ledger and (inside(ledger[key]) or key in standing.values()):
+        if key in ledger and (inside(ledger[key]) or key in holders):
             continue
         first = unowned(key, owners)
         if first is None:  # the range is used up: take the lowest pair from replicas that are gone
@@ -50,8 +51,8 @@ def lease(ledger: dict, replicas: list, standing: dict, port_range: tuple) -> Le
         if first is None:
             without.append(key)
             continue
-        overlapped = {owners.get(first), owners.get(first + 1)} - {None, key}
-        ledger = {other: port for other, port in ledger.items() if other not in overlapped}
+        for gone in {owners.get(first), owners.get(first + 1)} - {None, key}:
+            ledger.pop(gone)
         ledger[key] = first
         owners = _owners(ledger, standing)
     return Lease(dict(sorted(ledger.items())), without)

@@ -7,9 +7,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import fill
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import placeholder_values
 
 REQUESTS_PER_MINUTE = 600
 CONCURRENT = 16
@@ -78,29 +78,39 @@ def backend_name(model: str, release: str) -> str:
     return f"be_{model}_{release}"
 
 
+def gateway_servers(instances: list) -> list:
+    """HAProxy's names, backend/server, for instances of the plan or leaving ones."""
+    return [
+        f"{backend_name(instance['model'], instance['release'])}/{_server(instance)}"
+        for instance in instances
+        if _server(instance) is not None
+    ]
+
+
+def _server(instance: dict) -> str | None:
+    """HAProxy's name for an instance; None for a leaving one that no gateway can reach."""
+    return instance.get("server", instance["id"])
+
+
 def _backends(plan: dict, served: dict, leaving: list) -> list:
     """One backend for each release of each model, with the servers that run it."""
     backends = {
         (name, entry["release"]): _backend(name, entry["release"], entry["version"], entry["queue"])
         for name, entry in served.items()
     }
-    records = [plan["releases"][it["release"]] for it in plan["instances"]]
-    staying = [
-        (it, record, plan["engines"][record["engine"]], it["id"]) for it, record in zip(plan["instances"], records)
-    ]
-    going = [
-        (it, it["release_record"], it["engine_record"], it["server"])
-        for it in leaving
-        if "release_record" in it and it["address"]
-    ]
-    for instance, record, engine, server in staying + going:
+    for instance in [*plan["instances"], *leaving]:
+        server = _server(instance)
+        if server is None:
+            continue
         model, release, version = instance["model"], instance["release"], instance["version"]
+        record = instance.get("release_record") or plan["releases"][release]
+        engine = instance.get("engine_record") or plan["engines"][record["engine"]]
         queue = plan["models"][model]["queue"] if model in plan["models"] else 1
         backend = backends.setdefault((model, release), _backend(model, release, version, queue))
         backend["ready"] = [_probe(probe, record) for probe in engine["ready"]]
         backend["api_key"] = engine["api_key"]
-        address = {"name": server, "address": instance["address"], "port": instance["port"]}
-        backend["servers"].append({**address, "maxconn": record["parallel"]})
+        place = {"address": instance["address"], "port": instance["port"]}
+        backend["servers"].append({"name": server, **place, "maxconn": record["parallel"]})
     for backend in backends.values():
         backend["servers"].sort(key=lambda server: server["name"])
     return [backends[key] for key in sorted(backends)]
@@ -121,14 +131,7 @@ def _backend(model: str, release: str, version: str, queue: int) -> dict:
 
 def _probe(probe: dict, record: dict) -> dict:
     """A readiness probe with its placeholders filled in."""
-    values = {
-        "port": record["container"]["port"],
-        "model": record["model"],
-        "version": record["version"],
-        "context": record["context"],
-        "parallel": record["parallel"],
-        "total_context": record["context"] * record["parallel"],
-    }
+    values = placeholder_values(record, record["container"]["port"])
     return {key: fill(value, values) if isinstance(value, str) else value for key, value in probe.items()}
 
 
@@ -157,13 +160,12 @@ def status_rows(plan: dict | None, states: list) -> list:
 
     states: of each host {"host", "reachable", "plan", "instances": [{"id", "release", "state", "health", ...}]}.
     """
-    plan = {"models": {}, "releases": {}, "instances": [], **(plan or {})}
+    plan = {"generation": 0, "models": {}, "releases": {}, "instances": [], **(plan or {})}
     hosts = {state["host"]: state for state in states}
     rows = []
     for instance in plan["instances"]:
         state = hosts.get(instance["host"], {"reachable": False})
-        found = {it["id"]: it for it in state["instances"]} if state["reachable"] else {}
-        rows.append(_row(plan, instance, *_health(instance, state, found.get(instance["id"]))))
+        rows.append(_row(plan, instance, *_health(instance, state, plan["generation"])))
     planned = {(instance["id"], instance["host"]) for instance in plan["instances"]}
     for host, state in hosts.items():
         strays = state["instances"] if state["reachable"] else []
@@ -194,17 +196,25 @@ def _row(plan: dict, instance: dict, state: str, drift: str) -> dict:
     }
 
 
-def _health(instance: dict, state: dict, found: dict[str, Any] | None) -> tuple:
+def _health(instance: dict, state: dict, generation: int) -> tuple:
     """(state, drift) of a planned instance."""
     if not state["reachable"]:
         return "unreachable", ""
+    found = next((it for it in state["instances"] if it["id"] == instance["id"]), None)
     if found is None:
         return "missing", "no container"
     drift = [
         f"{key} is {found[key]}, planned {instance[key]}" for key in ("release", "port") if found[key] != instance[key]
     ]
+    known = state.get("plan")
+    if known and known["generation"] != generation:
+        drift.append(f"the host's plan has generation {known['generation']}, the newest {generation}")
     if found["state"] not in ("running", "restarting"):
-        return "stopped", "; ".join([*drift, f"container is {found['state']}"])
-    if found["state"] == "restarting" or found["health"] == "unhealthy":
-        return "unhealthy", "; ".join([*drift, f"container is {found['state']}"])
-    return ("starting" if found["health"] == "starting" else "running"), "; ".join(drift)
+        shown = "stopped"
+    elif found["state"] == "restarting" or found["health"] == "unhealthy":
+        shown = "unhealthy"
+    else:
+        shown = "starting" if found["health"] == "starting" else "running"
+    if found["state"] != "running":
+        drift.append(f"the container is {found['state']}")
+    return shown, "; ".join(drift)

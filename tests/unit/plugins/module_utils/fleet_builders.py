@@ -81,3 +81,27 @@ def labels(instance: dict, **other) -> dict:
     """A running container of an instance, as host_info sees it."""
     keys = ("id", "model", "version", "release", "replica", "slot", "port")
     return {**{key: instance[key] for key in keys}, "state": "running", "health": "healthy", **other}
+
+
+def surged(planned: dict, instance_id: str, version: str, engine: str = "llamacpp", gpus: list | None = None) -> dict:
+    """The plan with a new release in the other slot of a replica, as a rollout writes it."""
+    [old] = [instance for instance in planned["instances"] if instance["id"] == instance_id]
+    slot = "b" if old["slot"] == "a" else "a"
+    target = record(old["model"], version, engine)
+    new = {
+        **old,
+        "id": f"{old['model']}-{old['replica']}-{slot}",
+        "slot": slot,
+        "port": planned["ports"][f"{old['model']}/{old['replica']}"] + "ab".index(slot),
+        "release": target["release"],
+        "version": version,
+        "gpus": gpus or [],
+    }
+    instances = [*planned["instances"], new]
+    return {
+        **planned,
+        "generation": planned["generation"] + 1,
+        "engines": {**planned["engines"], engine: ENGINES[engine]},
+        "releases": {**planned["releases"], target["release"]: target},
+        "instances": sorted(instances, key=lambda it: (it["model"], it["replica"], it["slot"])),
+    }

@@ -11,6 +11,7 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fl
     plan,
     record,
     seats,
+    surged,
 )
 
 # Placement
@@ -82,7 +83,9 @@ def test_all_means_one_replica_on_each_host_and_a_host_that_comes_or_goes_moves_
 
 def test_from_a_number_to_all_leaves_one_replica_on_a_host():
     first = plan([model("tiny", 3)], [host("gpu1"), host("gpu2")])
-    result = plan([model("tiny", "all")], [host("gpu1"), host("gpu2")], first.plan)
+    # As a tool that edited the plan may have left it: the order of instances says nothing.
+    current = {**first.plan, "instances": first.plan["instances"][::-1]}
+    result = plan([model("tiny", "all")], [host("gpu1"), host("gpu2")], current)
     assert seats(result.plan) == {"tiny-0-a": "gpu1", "tiny-1-a": "gpu2"}
 
 
@@ -278,15 +281,10 @@ def test_a_model_without_a_release_is_a_fault():
 def test_both_slots_of_a_replica_stay_during_a_rollout():
     hosts = [host("gpu1", 2)]
     first = plan([model("tiny", 1, gpus=1)], hosts)
-    [old] = first.plan["instances"]
-    target = record("tiny", "1.1.0")
-    new = {**old, "id": "tiny-0-b", "slot": "b", "port": old["port"] + 1, "gpus": ["GPU-gpu1-1"],
-           "release": target["release"], "version": "1.1.0"}
-    releases = {**first.plan["releases"], target["release"]: target}
-    middle = {**first.plan, "releases": releases, "instances": [old, new]}
+    middle = surged(first.plan, "tiny-0-a", "1.1.0", gpus=["GPU-gpu1-1"])
     result = plan([model("tiny", 1, gpus=1, version="1.1.0")], hosts, middle)
-    assert result.plan["instances"] == [old, new] and not result.leaving
-    ended = {**middle, "instances": [new]}
+    assert result.plan["instances"] == middle["instances"] and not result.leaving
+    ended = {**middle, "instances": [it for it in middle["instances"] if it["slot"] == "b"]}
     assert not plan([model("tiny", 1, gpus=1, version="1.1.0")], hosts, ended).plan["models"]["tiny"]["pending"]
 
 
@@ -299,8 +297,16 @@ def test_a_container_that_nobody_planned_leaves():
     result = plan([model("tiny")], [host("gpu1")], first.plan, running={"gpu1": [stray]})
     [leaving] = result.leaving
     assert (leaving["id"], leaving["host"], leaving["address"]) == ("odd-7-a", "gpu1", host("gpu1")["address"])
+    assert leaving["server"] == "odd-7-a"
     assert result.plan == first.plan
     assert [action for action in result.actions if "odd-7-a" in action and "drained" in action]
+
+
+def test_a_container_of_an_unknown_release_leaves_without_a_server():
+    first = plan([model("tiny")], [host("gpu1")])
+    stray = labels({**first.plan["instances"][0], "id": "odd-7-a", "replica": 7, "release": "0123456789ab"})
+    [leaving] = plan([model("tiny")], [host("gpu1")], first.plan, running={"gpu1": [stray]}).leaving
+    assert leaving["server"] is None and "release_record" not in leaving
 
 
 def test_the_same_id_on_another_host_leaves_there_under_a_name_of_its_own():

@@ -55,7 +55,7 @@ demo: setup ## Start a fleet on this machine and ask it a question
 	@$(BIN)/python testbed/demo.py
 demo-down: ## Remove all that the demo made
 	@$(PYTHON) testbed/fleet.py down --name llm-fleet-demo
-	@rm -rf .demo
+	@rm -rf .demo .cache/facts
 
 .PHONY: lint sanity unit molecule
 lint: venv setup-tests ## Check style: ansible-lint (profile production), yamllint, ruff, shellcheck

@@ -10,15 +10,20 @@ from __future__ import annotations
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 FORMAT = 1
-SHAPE = {
-    "generation": int,
-    "ports": dict,
-    "engines": dict,
-    "models": dict,
-    "releases": dict,
-    "instances": list,
+PLAN = {"generation": int, "ports": dict, "engines": dict, "models": dict, "releases": dict, "instances": list}
+MODEL = {"engine": str, "release": str, "version": str, "access": list, "queue": int}
+INSTANCE = {
+    "id": str,
+    "model": str,
+    "replica": int,
+    "slot": str,
+    "host": str,
+    "address": str,
+    "port": int,
+    "release": str,
+    "version": str,
+    "gpus": list,
 }
-INSTANCE = {"id", "model", "replica", "slot", "host", "address", "port", "release", "version", "gpus"}
 FILE = "/var/lib/llm_fleet/plan.json"
 RESTORE = f"Copy {FILE} there from a host that has the newest plan, or remove the file"
 
@@ -36,19 +41,18 @@ def choose_current(states: list) -> tuple:
     planned = [state for state in states if state["plan"] is not None]
     if not planned:
         return None, _forgotten(states)
-    newest = max(planned, key=lambda state: state["plan"]["generation"])  # the first of them by name
-    generation = newest["plan"]["generation"]
-    for other in planned:
-        if other["plan"]["generation"] == generation and other["plan"] != newest["plan"]:
-            faults.append(
-                Fault(
-                    f"{newest['host']} and {other['host']} have different plans of generation {generation}",
-                    f"hosts {newest['host']}, {other['host']}",
-                    f"Find out which one was applied (compare with status.yml), and remove {FILE}"
-                    " on the hosts with the other",
-                )
-            )
-    return (None, faults) if faults else (newest["plan"], [])
+    generation = max(state["plan"]["generation"] for state in planned)
+    versions: list = []  # [plan, [hosts]], for each content that claims to be the newest
+    for state in planned:
+        if state["plan"]["generation"] == generation:
+            same = next((version for version in versions if version[0] == state["plan"]), None)
+            if same is None:
+                versions.append([state["plan"], [state["host"]]])
+            else:
+                same[1].append(state["host"])
+    if len(versions) > 1:
+        return None, [_conflict(generation, [", ".join(hosts) for _plan, hosts in versions])]
+    return versions[0][0], []
 
 
 def _unreadable(state: dict) -> Fault | None:
@@ -64,20 +68,46 @@ def _unreadable(state: dict) -> Fault | None:
         what = f"its plan has format {plan['format']}, and this version of the collection knows format {FORMAT}"
         return Fault(what, where, "Use the version of the collection that wrote it, or a newer one")
     damage = _damage(plan)
-    return Fault(f"its plan is damaged: {damage}", where, RESTORE) if damage else None
+    return Fault(f"its plan is damaged: there is {damage}", where, RESTORE) if damage else None
 
 
 def _damage(plan: dict) -> str | None:
-    """The first thing in a plan that could not have been written by this collection."""
-    for key, kind in SHAPE.items():
-        if not isinstance(plan.get(key), kind):
-            return f"{key} is missing or of the wrong type"
+    """The first thing in a plan that this collection could not have written."""
+    damage = _misfit(plan, PLAN)
+    if damage:
+        return damage
+    for name, entry in plan["models"].items():
+        damage = _misfit(entry, MODEL)
+        if damage:
+            return f"{damage} in model {name}"
     for instance in plan["instances"]:
-        if not isinstance(instance, dict) or not set(instance) >= INSTANCE:
-            return f"an instance is incomplete: {instance}"
-        if instance["model"] not in plan["models"] or instance["release"] not in plan["releases"]:
-            return f"model or release of instance {instance['id']} is missing"
+        damage = _misfit(instance, INSTANCE)
+        if damage:
+            return f"{damage} in an instance: {instance}"
+        replica = f"{instance['model']}/{instance['replica']}"
+        for key, name in (("models", instance["model"]), ("releases", instance["release"]), ("ports", replica)):
+            if name not in plan[key]:
+                return f"no {name} in {key}, which instance {instance['id']} needs"
     return None
+
+
+def _misfit(record: object, shape: dict) -> str | None:
+    """The first key that a record lacks, or has with a value of the wrong type."""
+    if not isinstance(record, dict):
+        return "no mapping"
+    for key, kind in shape.items():
+        if not isinstance(record.get(key), kind) or isinstance(record[key], bool):
+            return f"no proper {key}"
+    return None
+
+
+def _conflict(generation: int, camps: list) -> Fault:
+    """Two controllers planned at once, or somebody edited a plan: only a person can say what was applied."""
+    return Fault(
+        f"there are different plans of generation {generation}, on {' / '.join(camps)}",
+        f"hosts {', '.join(camps)}",
+        f"Find out which one was applied (compare with status.yml), and remove {FILE} on the hosts with the other",
+    )
 
 
 def _forgotten(states: list) -> list:

@@ -150,7 +150,7 @@ def _releases(models: dict, before: dict, known: dict, wanted: dict) -> dict:
     for instance in before["instances"]:
         running[instance["model"]].append(instance["release"])
     releases = {}
-    for name in sorted(models):
+    for name in models:
         if name in running:
             served = before["models"][name]["release"]
             releases[name] = known[served if served in running[name] else running[name][0]]
@@ -217,22 +217,20 @@ def _entries(models: dict, instances: list, before: dict, releases: dict, wanted
 def _leaving(planned: list, candidates: list, releases: dict, engines: dict) -> list:
     """The instances that have no place in the plan, each with what a gateway needs to drain it.
 
-    `server` is the gateways' name for it, or None for a container of which too little is known to reach it.
+    `server` is the gateways' name for it. Without records its release is unknown here; a gateway may still know it.
     """
     places, names = set(map(_where, planned)), {instance["id"] for instance in planned}
     leaving = []
     for instance in candidates:
         if _where(instance) in places:
             continue
-        record = releases.get(instance["release"])
-        if record is None or not instance["address"]:
-            leaving.append({**instance, "server": None})
-            continue
         # The same id may run on another host too: then the host tells them apart.
         server = f"{instance['id']}.{instance['host']}" if instance["id"] in names else instance["id"]
         names.add(server)
-        records = {"release_record": record, "engine_record": engines[record["engine"]]}
-        leaving.append({**instance, "server": server, **records})
+        leaving.append({**instance, "server": server})
+        record = releases.get(instance["release"])
+        if record is not None:
+            leaving[-1].update(release_record=record, engine_record=engines[record["engine"]])
     return sorted(leaving, key=_order)
 
 

@@ -80,15 +80,11 @@ def backend_name(model: str, release: str) -> str:
 
 def gateway_servers(instances: list) -> list:
     """HAProxy's names, backend/server, for instances of the plan or leaving ones."""
-    return [
-        f"{backend_name(instance['model'], instance['release'])}/{_server(instance)}"
-        for instance in instances
-        if _server(instance) is not None
-    ]
+    return [f"{backend_name(it['model'], it['release'])}/{_server(it)}" for it in instances]
 
 
-def _server(instance: dict) -> str | None:
-    """HAProxy's name for an instance; None for a leaving one that no gateway can reach."""
+def _server(instance: dict) -> str:
+    """HAProxy's name for an instance. That of a leaving one may differ from its id."""
     return instance.get("server", instance["id"])
 
 
@@ -98,10 +94,8 @@ def _backends(plan: dict, served: dict, leaving: list) -> list:
         (name, entry["release"]): _backend(name, entry["release"], entry["version"], entry["queue"])
         for name, entry in served.items()
     }
-    for instance in [*plan["instances"], *leaving]:
-        server = _server(instance)
-        if server is None:
-            continue
+    reachable = [instance for instance in leaving if instance["address"] and "release_record" in instance]
+    for instance in [*plan["instances"], *reachable]:
         model, release, version = instance["model"], instance["release"], instance["version"]
         record = instance.get("release_record") or plan["releases"][release]
         engine = instance.get("engine_record") or plan["engines"][record["engine"]]
@@ -110,7 +104,7 @@ def _backends(plan: dict, served: dict, leaving: list) -> list:
         backend["ready"] = [_probe(probe, record) for probe in engine["ready"]]
         backend["api_key"] = engine["api_key"]
         place = {"address": instance["address"], "port": instance["port"]}
-        backend["servers"].append({"name": server, **place, "maxconn": record["parallel"]})
+        backend["servers"].append({"name": _server(instance), **place, "maxconn": record["parallel"]})
     for backend in backends.values():
         backend["servers"].sort(key=lambda server: server["name"])
     return [backends[key] for key in sorted(backends)]

@@ -172,7 +172,7 @@ def test_an_unreachable_host_keeps_replicas_above_the_number_wanted():
     first = plan([model("tiny", 2)], hosts)
     result = plan([model("tiny", 1)], [host("gpu1"), host("gpu2", reachable=False)], first.plan)
     assert result.plan["instances"] == first.plan["instances"]
-    assert result.plan["models"]["tiny"]["replicas"] == 1
+    assert result.actions == ["tiny: replicas 2 -> 1"]
 
 
 def test_an_unreachable_host_takes_nothing_new_and_all_waits_for_it():
@@ -271,6 +271,7 @@ def test_a_new_source_of_the_same_release_is_taken_over():
     [kept] = result.plan["releases"].values()
     assert kept["source"] == "https://mirror.example/tiny.gguf"
     assert result.plan["generation"] == 2 and not result.pending
+    assert result.actions == [f"release {kept['release']}: its source changes"]
 
 
 def test_a_model_without_a_release_is_a_fault():
@@ -302,11 +303,11 @@ def test_a_container_that_nobody_planned_leaves():
     assert [action for action in result.actions if "odd-7-a" in action and "drained" in action]
 
 
-def test_a_container_of_an_unknown_release_leaves_without_a_server():
+def test_a_container_of_an_unknown_release_leaves_without_records():
     first = plan([model("tiny")], [host("gpu1")])
     stray = labels({**first.plan["instances"][0], "id": "odd-7-a", "replica": 7, "release": "0123456789ab"})
     [leaving] = plan([model("tiny")], [host("gpu1")], first.plan, running={"gpu1": [stray]}).leaving
-    assert leaving["server"] is None and "release_record" not in leaving
+    assert "release_record" not in leaving
 
 
 def test_the_same_id_on_another_host_leaves_there_under_a_name_of_its_own():
@@ -344,6 +345,12 @@ def test_actions_say_what_happens_where():
     assert f"gpu1: remove tiny-1-a (tiny 1.0.0, release {release}, port 20004), drained first" in result.actions
     for sentence in ("gateways: forget big", "tiny: access demo -> demo, qa", "tiny: queue 16 -> 4"):
         assert sentence in result.actions
+
+
+def test_a_new_interface_of_an_engine_is_an_action():
+    first = plan([model("tiny")], [host("gpu1")]).plan
+    before = {**first, "engines": {"llamacpp": {**first["engines"]["llamacpp"], "public": []}}}
+    assert plan([model("tiny")], [host("gpu1")], before).actions == ["engine llamacpp: its interface changes"]
 
 
 def test_a_frozen_run_changes_nothing_and_says_what_waits():

@@ -21,6 +21,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
 FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 LOCKFILE_FIX = "correct the entry in models.lock.yml"
+CHANGED_FIX = (
+    "find out who changed the file; if the change is meant, lock it as a new version. Nothing of the file was kept"
+)
 
 OS_ERROR_FIXES = {
     errno.ENOSPC: "free some space on that file system, then run again",
@@ -62,7 +65,7 @@ class File:
         return ArtifactError(
             f"{self.path} has the wrong digest: expected sha256:{self.sha256}, actual sha256:{actual}",
             str(where),
-            "nothing of it was kept. Find out who changed the file; if the change is meant, lock it as a new version",
+            CHANGED_FIX,
             file=self.path,
             expected=self.sha256,
             actual=actual,
@@ -72,7 +75,7 @@ class File:
         return ArtifactError(
             f"{self.path} has the wrong size: expected {self.size} bytes, actual {actual} bytes",
             str(where),
-            "nothing of it was kept. Find out who changed the file; if the change is meant, lock it as a new version",
+            CHANGED_FIX,
             file=self.path,
             expected=self.sha256,
         )

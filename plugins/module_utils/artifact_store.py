@@ -193,7 +193,7 @@ class Store:
             self.ownership.make_directory(folder)
         self.ownership.make_directory(self.incoming, 0o700)
         for file in found.brought:
-            self._take(file)
+            self._take(artifact, file)
         found.bytes_moved -= found.bytes_missing
         for file in found.missing:
             if artifact.local:
@@ -213,13 +213,13 @@ class Store:
             file=file.path,
         )
 
-    def _take(self, file: File) -> None:
+    def _take(self, artifact: Artifact, file: File) -> None:
         brought = self.incoming / file.sha256
         self.part(file).unlink(missing_ok=True)
         actual = digest_of(brought)
         if actual != file.sha256:
             brought.unlink()
-            raise file.wrong_digest(actual, brought)
+            raise file.wrong_digest(actual, artifact.origin(file) if artifact.local else brought)
         self._adopt(brought, file)
 
     def _adopt(self, path: Path, file: File) -> None:

@@ -180,7 +180,7 @@ fault:
   sample:
     what: "tiny.gguf has the wrong digest: expected sha256:1f0e…, actual sha256:77ab…"
     where: https://models.example/tiny/1.0.0/tiny.gguf
-    fix: nothing of it was kept. Find out who changed the file; if the change is meant, lock it as a new version
+    fix: find out who changed the file; if the change is meant, lock it as a new version. Nothing of the file was kept
 file:
   description: Path of the file that is at fault.
   type: str

@@ -35,16 +35,16 @@ def test_a_token_file_is_private_and_gateways_keep_only_its_hash(fleet, issued, 
 
 
 def test_without_a_file_the_token_is_printed_once(fleet, gateway):
-    done = fleet.playbook("tokens", "-e", "action=issue", "-e", "client=bob")
+    done = fleet.playbook("tokens", "-e", "do=issue", "-e", "client=bob")
     shown = [word.strip("\"',") for word in done.stdout.split() if "llmf_" in word]
     assert len(shown) == 1 and works(gateway, shown[0])
-    listed = fleet.playbook("tokens", "-e", "action=list").stdout
+    listed = fleet.playbook("tokens", "-e", "do=list").stdout
     assert "bob" in listed and shown[0] not in listed and hashlib.sha256(shown[0].encode()).hexdigest() not in listed
 
 
 def test_under_awx_a_token_is_never_printed(fleet, tmp_path):
     before = registry(fleet)
-    done = fleet.playbook("tokens", "-e", "action=issue", "-e", "client=bob", "-e", "awx_job_id=7", check=False)
+    done = fleet.playbook("tokens", "-e", "do=issue", "-e", "client=bob", "-e", "awx_job_id=7", check=False)
     assert done.returncode != 0 and "token_file" in done.stdout + done.stderr
     assert "llmf_" not in done.stdout + done.stderr
     assert registry(fleet) == before, "a refused call changes nothing"
@@ -52,7 +52,7 @@ def test_under_awx_a_token_is_never_printed(fleet, tmp_path):
 
 def test_faults_come_all_at_once_and_change_nothing(fleet):
     before = registry(fleet)
-    done = fleet.playbook("tokens", "-e", "action=isue", "-e", "client=nobody", check=False)
+    done = fleet.playbook("tokens", "-e", "do=isue", "-e", "client=nobody", check=False)
     output = done.stdout + done.stderr
     assert done.returncode != 0 and "isue" in output and "nobody" in output
     assert registry(fleet) == before
@@ -62,7 +62,7 @@ def test_a_revoked_token_is_refused_at_once_and_stays_refused_while_others_strea
     assert works(gateway, issued)
     other = gateway.stream(tokens["alice"], max_tokens=900)
     next(other)
-    fleet.playbook("tokens", "-e", "action=revoke", "-e", f"id={token_id(fleet, issued)}")
+    fleet.playbook("tokens", "-e", "do=revoke", "-e", f"id={token_id(fleet, issued)}")
     for name in fleet.hosts("gateways"):
         assert not works(fleet.gateway(name), issued)
         fleet.shell(name, "systemctl reload haproxy")
@@ -85,11 +85,11 @@ def token_id(fleet, token: str) -> str:
 def test_rotation_lets_old_and_new_overlap(fleet, gateway, tmp_path):
     """Rotated with an hour of overlap, both work; rotated with none, only the new one does."""
     first = fleet.token("bob", file=tmp_path / "first")
-    rotate = ("-e", "action=rotate", "-e", f"id={token_id(fleet, first)}")
+    rotate = ("-e", "do=rotate", "-e", f"id={token_id(fleet, first)}")
     fleet.playbook("tokens", *rotate, "-e", "overlap=1h", "-e", f"token_file={tmp_path}/second")
     second = (tmp_path / "second").read_text().strip()
     assert works(gateway, first) and works(gateway, second)
-    fleet.playbook("tokens", "-e", "action=rotate", "-e", f"id={token_id(fleet, second)}", "-e", "overlap=0s",
+    fleet.playbook("tokens", "-e", "do=rotate", "-e", f"id={token_id(fleet, second)}", "-e", "overlap=0s",
                    "-e", f"token_file={tmp_path}/third")
     third = (tmp_path / "third").read_text().strip()
     assert works(gateway, third)
@@ -106,9 +106,9 @@ def test_an_expired_token_is_refused_without_anybody_doing_anything(fleet, gatew
 
 def test_a_gateway_that_missed_a_revocation_learns_it(fleet, gateway, issued):
     """Registries differ when a gateway was out: the newest wins, and no revocation is lost."""
-    fleet.playbook("tokens", "-e", "action=revoke", "-e", f"id={token_id(fleet, issued)}", "-e",
+    fleet.playbook("tokens", "-e", "do=revoke", "-e", f"id={token_id(fleet, issued)}", "-e",
                    '{"llm_fleet_gateways_out": ["gw2"]}')
     assert not works(gateway, issued)
-    fleet.playbook("tokens", "-e", "action=list")
+    fleet.playbook("tokens", "-e", "do=list")
     fleet.playbook("site")
     assert not works(fleet.gateway("gw2"), issued)

@@ -12,6 +12,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 FORMAT = 1
 PLAN = {"generation": int, "ports": dict, "engines": dict, "models": dict, "releases": dict, "instances": list}
 MODEL = {"engine": str, "release": str, "version": str, "access": list, "queue": int}
+RELEASE = {"release": str, "model": str, "version": str, "engine": str, "files": list, "container": dict}
 INSTANCE = {
     "id": str,
     "model": str,
@@ -80,6 +81,12 @@ def _damage(plan: dict) -> str | None:
         damage = _misfit(entry, MODEL)
         if damage:
             return f"{damage} in model {name}"
+    for name, record in plan["releases"].items():
+        damage = _misfit(record, RELEASE)
+        if damage:
+            return f"{damage} in release {name}"
+        if record["engine"] not in plan["engines"]:
+            return f"no {record['engine']} in engines, which release {name} needs"
     for instance in plan["instances"]:
         damage = _misfit(instance, INSTANCE)
         if damage:

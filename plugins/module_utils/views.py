@@ -54,7 +54,7 @@ def gateway_view(plan: dict, clients: list, leaving: list | None = None) -> dict
     """
     served = {name: entry for name, entry in plan["models"].items() if entry["wanted_release"] is not None}
     allowed = {
-        client["name"]: [name for name, entry in sorted(served.items()) if {client["name"], "*"} & set(entry["access"])]
+        client["name"]: [name for name, entry in served.items() if {client["name"], "*"} & set(entry["access"])]
         for client in sorted(clients, key=lambda client: client["name"])
     }
     return {

@@ -90,6 +90,8 @@ def test_a_plan_of_another_format_is_a_fault():
         {**NEW, "models": {"tiny": None}},
         {**NEW, "releases": {}},
         {**NEW, "ports": {}},
+        {**NEW, "engines": {}},
+        {**NEW, "releases": dict.fromkeys(NEW["releases"], {})},
     ],
 )
 def test_a_damaged_plan_is_a_fault(damaged):

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fleet_builders import (
     host,
     labels,
@@ -351,6 +355,27 @@ def test_a_new_interface_of_an_engine_is_an_action():
     first = plan([model("tiny")], [host("gpu1")]).plan
     before = {**first, "engines": {"llamacpp": {**first["engines"]["llamacpp"], "public": []}}}
     assert plan([model("tiny")], [host("gpu1")], before).actions == ["engine llamacpp: its interface changes"]
+
+
+def test_another_process_writes_the_same_plan():
+    """Python orders sets by a secret of the process; plan.json is compared byte by byte."""
+    builders = sys.modules[plan.__module__]
+    program = (
+        f"import sys, json; sys.path[:] = {sys.path!r}; from {builders.__name__} import *;"
+        "print(json.dumps(plan([model(n, 2, engine=e) for n, e in zip('edcba', ['ollama', 'llamacpp'] * 3)],"
+        "[host('gpu1')])))"
+    )
+    plans = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in (1, 2, 3)
+    ]
+    assert plans[0] and len(set(plans)) == 1
 
 
 def test_a_frozen_run_changes_nothing_and_says_what_waits():

@@ -291,6 +291,13 @@ def test_what_runs_without_a_plan_is_unexpected():
         assert not row["pending"]
 
 
+def test_the_same_id_on_another_host_is_unexpected_there():
+    planned = plan([model("tiny")], HOSTS).plan
+    found = labels(planned["instances"][0])
+    rows = status_rows(planned, [state("gpu1", found), state("gpu2", found)])
+    assert [(row["host"], row["state"]) for row in rows] == [("gpu1", "running"), ("gpu2", "unexpected")]
+
+
 def test_another_release_or_port_than_planned_is_drift():
     planned = plan([model("tiny")], HOSTS).plan
     found = labels(planned["instances"][0], release="0123456789ab", port=20400)

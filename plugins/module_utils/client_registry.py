@@ -71,12 +71,16 @@ def issue(registry: dict, client: str, now: datetime, expires: datetime | None) 
     return _next(registry, [*registry["tokens"], entry], now), token, entry
 
 
-def rotate(registry: dict, old: list[dict], now: datetime, overlap: timedelta, expires: datetime | None) -> tuple[dict, str, dict]:
+def rotate(
+    registry: dict, old: list[dict], now: datetime, overlap: timedelta, expires: datetime | None
+) -> tuple[dict, str, dict]:
     """(registry, token, entry) with a new token in place of old ones of one client, which end after the overlap."""
     _, token, entry = issue(registry, old[0]["client"], now, expires)
     end, ids = now + overlap, {one["id"] for one in old}
     tokens = [
-        {**one, "expires": stamp(min(end, moment(one["expires"]) or end)), "replaced_by": entry["id"]} if one["id"] in ids else one
+        {**one, "expires": stamp(min(end, moment(one["expires"]) or end)), "replaced_by": entry["id"]}
+        if one["id"] in ids
+        else one
         for one in registry["tokens"]
     ]
     return _next(registry, [*tokens, entry], now), token, entry

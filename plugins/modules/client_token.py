@@ -6,191 +6,245 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: client_token
-short_description: Issues, rotates, revokes and lists the tokens of clients
+short_description: Issues, rotates, revokes and lists clients' tokens
 version_added: 0.1.0
 description:
-  - Runs on the controller, once, with what the gateways know of tokens, and returns what they are to know.
-  - Writes nothing. Give RV(registry) to M(localfirst.llm_fleet.gateway_clients) on every gateway, and only then RV(token) to the client.
-  - Register the result with C(no_log), because it may hold a token.
+  - Runs on the controller. Takes the registries that gateways have, and returns the one that they should have.
+  - Writes nothing. M(localfirst.llm_fleet.gateway_clients) brings the result to the gateways.
+  - Says all that is wrong with its arguments at once.
 options:
   action:
     description:
-      - V(issue) gives a client one more token.
-      - V(rotate) gives a client a new token and lets the old one end after O(overlap).
-      - V(revoke) refuses a token, or all tokens of a client, for ever.
-      - V(list) shows names and dates.
+      - V(issue) makes a token for O(client).
+      - V(rotate) makes one in place of all living tokens of O(client), or of the one with O(id). Those end after O(overlap).
+      - V(revoke) takes all tokens of O(client), or the one with O(id), out of service for good.
+      - V(list) and V(sync) change nothing. The registry returned is that of the newest gateway, with the revocations of all.
+      - It is checked here, so that a wrong one is reported together with all else that is wrong.
     type: str
-    required: true
-  registries:
-    description: What each gateway that answered knows of tokens; nothing for a gateway that knows of none.
-    type: list
-    elements: raw
-    required: true
-  silent:
-    description: Names of gateways that did not answer and are not declared out. There must be none.
-    type: list
-    elements: str
-    default: []
-  clients:
-    description: Names of the clients in the inventory.
-    type: list
-    elements: str
     required: true
   client:
     description: Name of the client.
     type: str
     default: ""
   id:
-    description: Id of one token, for V(rotate) and V(revoke).
+    description: Id of one token, as V(list) shows it.
     type: str
     default: ""
   expires:
     description:
-      - End of the new token, a date (C(2027-01-31)), a time in UTC (C(2027-01-31T12:00:00Z)) or a duration (C(90d)).
-      - Empty means no end.
+      - When a new token ends. A date or a moment (UTC unless it says otherwise), a number of days, or V(never).
     type: str
-    default: ""
+    default: "365"
   overlap:
-    description: How long an old token is still valid after V(rotate), a duration such as C(24h); C(0s) revokes it at once.
+    description: How long the old tokens go on after a rotation, such as V(30m), V(24h), V(7d) or V(0).
     type: str
     default: 24h
-  token_file:
-    description: Where the caller will write the token, an absolute path on the controller. Empty means that it prints it.
+  known_clients:
+    description: Names of all clients of the fleet. New tokens are for these only.
+    type: list
+    elements: str
+    default: []
+  registries:
+    description: The registry of each gateway that has one. They hold no tokens, only hashes.
+    type: list
+    elements: dict
+    default: []
+  to_file:
+    description: The file on the controller that the token will be written to. It has to be an absolute path in a directory that is there.
     type: str
     default: ""
-  print_allowed:
-    description: Whether a token may be printed. False where the output is kept, as AWX does.
+  file_required:
+    description: Whether a new token may only go to a file, because the output of this run is kept.
     type: bool
-    default: true
+    default: false
 author:
-  - localfirst.llm_fleet contributors (@localfirst)
+  - localfirst.llm_fleet contributors
 attributes:
   check_mode:
-    description: Returns the same, but no token.
+    description: Says what would be done. No token is made.
     support: full
   diff_mode:
-    description: What changes is in RV(actions).
+    description: M(localfirst.llm_fleet.gateway_clients) shows the difference.
     support: none
   idempotent:
-    description: V(issue) and V(rotate) make another token with each call.
-    support: none
+    description: Each V(issue) and V(rotate) makes another token.
+    support: partial
 """
 
 EXAMPLES = r"""
-- name: Give a client a token
+- name: Make a token for a client
   localfirst.llm_fleet.client_token:
     action: issue
-    client: website
-    expires: 90d
-    clients: "{{ llm_fleet_clients | map(attribute='name') }}"
-    registries: "{{ groups['gateways'] | map('extract', hostvars, ['llm_fleet_host', 'clients']) }}"
+    client: research
+    expires: "2027-01-01"
+    known_clients: "{{ llm_fleet_clients | map(attribute='name') }}"
+    registries: "{{ registries }}"
   delegate_to: localhost
   run_once: true
   no_log: true
-  register: tokens
+  register: issued
 """
 
 RETURN = r"""
 actions:
-  description: What was or would be done.
+  description: What was done or would be done.
   type: list
   elements: str
-  returned: success
-  sample: ["issue token 5f3a9c01 to website, valid until 2027-02-21T12:00:00Z"]
+  returned: always
+  sample: ["issue token 5f1c09ab for research, valid until 2027-01-01T00:00:00Z"]
 registry:
-  description: What all gateways are to know, with digests of tokens only.
+  description: The registry that all gateways should have. It has hashes, no tokens.
   type: dict
-  returned: success
+  returned: always
 token:
-  description: The new token. It is nowhere else.
+  description: The new token. It is nowhere else, and this is the only time it can be seen.
   type: str
-  returned: when O(action) is V(issue) or V(rotate), and not in check mode
+  returned: when one was made
 tokens:
-  description: All tokens by client, id and dates.
+  description: What may be shown of the registry's tokens.
   type: list
   elements: dict
-  returned: success
-  sample: [{"client": "website", "id": "5f3a9c01", "issued": "2026-11-23T12:00:00Z", "expires": "never", "state": "valid"}]
-faults:
-  description: What is wrong, where, and what to do about it.
-  type: list
-  elements: dict
-  returned: failure
+  returned: always
+  sample:
+    - client: research
+      id: 5f1c09ab
+      issued: "2026-01-01T09:30:00Z"
+      expires: "2027-01-01T00:00:00Z"
+      state: valid
 """
 
-import time
+import os
+from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing, suggestion
 
-ACTIONS = ("issue", "rotate", "revoke", "list")
+ACTIONS = ("issue", "rotate", "revoke", "list", "sync")
 
 
 class ClientToken:
-    """One action on the registry that all gateways share."""
+    """One call: what is asked for, and the registry it is asked of."""
 
-    def __init__(self, params: dict, now: int) -> None:
+    def __init__(self, params: dict, now: datetime) -> None:
         self.params = params
         self.now = now
-        self.registry = client_registry.merge(params["registries"])
-        self.chosen: list[dict] = []
-        self.faults = self.check()
+        self.action = params["action"]
+        self.makes_token = self.action in ("issue", "rotate")
+        self.faults: list = []
+        self.registry = self.merged()
+        self.expires = self.parsed("expires", client_registry.parse_end, now)
+        self.overlap = self.parsed("overlap", client_registry.parse_duration)
+        self.chosen = self.choose()
+        self.check_file()
 
-    def check(self) -> list[Fault]:
-        """Everything that is wrong with what was asked, before anything is done."""
-        action, client = self.params["action"], self.params["client"]
-        faults = [
-            Fault(f"gateway {name} does not answer", f"host {name}", f"Bring it back, or set llm_fleet_gateways_out: [{name}]")
-            for name in self.params["silent"]
-        ]
-        if action not in ACTIONS:
-            faults.append(Fault(f"unknown action {action!r}", "do", suggestion(action, ACTIONS, "actions")))
-        if client and client not in self.params["clients"] and action != "revoke":
-            fix = suggestion(client, self.params["clients"], "clients")
-            faults.append(Fault(f"unknown client {client!r}", "client", f"{fix} Clients are written into llm_fleet_clients"))
-        if action == "issue" and not client:
-            faults.append(Fault("no client is named", "client", "Add -e client=<name>"))
-        if action in ("rotate", "revoke") and not faults:
-            self.chosen, missing = client_registry.choose(self.registry, client, self.params["id"], self.now)
-            faults += missing
-        return faults + self.check_times() + self.check_delivery()
+    def fault(self, what: str, where: str, fix: str) -> None:
+        self.faults.append(Fault(what, where, fix))
 
-    def check_times(self) -> list[Fault]:
-        faults = []
-        if self.params["expires"]:
-            end = client_registry.read_end(self.params["expires"], self.now)
-            if end is None:
-                fix = "Write a date (2027-01-31), a time in UTC (2027-01-31T12:00:00Z) or a duration (90d)"
-                faults.append(Fault(f"{self.params['expires']!r} is no time", "expires", fix))
-            elif end <= self.now:
-                faults.append(Fault(f"{self.params['expires']!r} is over", "expires", "Write a time to come"))
-        if client_registry.read_duration(self.params["overlap"]) is None:
-            faults.append(Fault(f"{self.params['overlap']!r} is no duration", "overlap", "Write for instance 24h, 30m or 0s"))
-        return faults
+    def merged(self) -> dict:
+        if self.action not in ACTIONS:
+            self.fault(f"'{self.action}' is no action", "action", suggestion(self.action, ACTIONS, "actions"))
+        good = []
+        for number, registry in enumerate(self.params["registries"]):
+            why = client_registry.defects(registry)
+            if why:
+                self.fault(
+                    f"it is no registry of tokens: {why}",
+                    f"registries[{number}]",
+                    "restore that gateway's clients.json",
+                )
+            else:
+                good.append(registry)
+        return client_registry.merge(good)
 
-    def check_delivery(self) -> list[Fault]:
-        file = self.params["token_file"]
-        if self.params["action"] not in ("issue", "rotate"):
+    def parsed(self, option: str, parse, *args):
+        try:
+            return parse(self.params[option], *args)
+        except (ValueError, OverflowError) as error:
+            forms = {"expires": "2027-01-01, 90 (days) or never", "overlap": "30m, 24h, 7d or 0"}[option]
+            self.fault(f"'{self.params[option]}' is not understood: {error}", option, f"write it like {forms}")
+            return None
+
+    def choose(self) -> list:
+        """The tokens that rotate and revoke are about."""
+        client, token_id = self.params["client"], self.params["id"]
+        known = self.params["known_clients"]
+        if self.makes_token and client and client not in known:
+            self.fault(f"there is no client '{client}'", "llm_fleet_clients", suggestion(client, known, "clients"))
+        if self.action == "issue" and not client:
+            self.fault("it is not said for whom", "client", "name a client of llm_fleet_clients")
+        if self.action not in ("rotate", "revoke"):
             return []
-        if file and not file.startswith("/"):
-            return [Fault(f"the path {file!r} is relative", "token_file", "Make it absolute")]
-        if not file and not self.params["print_allowed"]:
-            fix = "Add -e token_file=<absolute path on storage that outlives this job>"
-            return [Fault("the output of this run is kept, so the token is not printed", "token_file", fix)]
-        return []
+        if not client and not token_id:
+            self.fault(
+                "it is not said which tokens",
+                "client",
+                "name a client, or one token by its id (action=list shows them)",
+            )
+            return []
+        found = client_registry.select(self.registry, client or None, token_id or None)
+        if self.action == "rotate":
+            found = client_registry.living(found, self.now)
+        if not found and (self.action == "rotate" or not self.revoked_before()):
+            of = " and ".join(filter(None, [client and f"client '{client}'", token_id and f"id '{token_id}'"]))
+            self.fault(
+                f"there is no {'living ' if self.action == 'rotate' else ''}token of {of}",
+                "client" if client else "id",
+                "see action=list",
+            )
+        for owner in {entry["client"] for entry in found} - {*known} - {client} if self.makes_token else ():
+            self.fault(f"there is no client '{owner}' any more", "llm_fleet_clients", "revoke its tokens instead")
+        return found
 
-    def run(self) -> client_registry.Change:
-        expires = client_registry.read_end(self.params["expires"], self.now) if self.params["expires"] else None
-        if self.params["action"] == "issue":
-            return client_registry.issue(self.registry, self.params["client"], self.now, expires)
-        if self.params["action"] == "rotate":
-            overlap = client_registry.read_duration(self.params["overlap"])
-            return client_registry.rotate(self.registry, self.chosen, self.now, expires, overlap)
-        if self.params["action"] == "revoke":
-            return client_registry.revoke(self.registry, self.chosen)
-        return client_registry.Change(self.registry)
+    def revoked_before(self) -> bool:
+        """Whether there is nothing left to revoke of a client that is known."""
+        return not self.params["id"] and self.params["client"] in self.params["known_clients"]
+
+    def check_file(self) -> None:
+        path = self.params["to_file"]
+        if self.makes_token and self.params["file_required"] and not path:
+            self.fault(
+                "a job's output is kept, so the token must not be printed",
+                "token_file",
+                "give -e token_file=/absolute/path",
+            )
+        if path and not self.makes_token:
+            self.fault("there is no token to write", "token_file", "leave it out")
+        elif path and not os.path.isabs(path):
+            self.fault(
+                f"'{path}' is not an absolute path",
+                "token_file",
+                "write it from the root, because it is the controller that writes it",
+            )
+        elif path and not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+            self.fault(
+                f"'{os.path.dirname(path)}' is no directory that can be written to",
+                "token_file",
+                "make it, or name another",
+            )
+
+    def run(self, check_mode: bool) -> dict:
+        token, actions, registry = None, [], self.registry
+        end = f"valid until {client_registry.stamp(self.expires)}" if self.expires else "that never ends"
+        if self.makes_token:
+            client = self.params["client"] or self.chosen[0]["client"]
+            actions = [f"{self.action} a token for {client}, {end}"]
+            actions += [
+                f"end token {entry['id']} of {client} after {self.params['overlap']}" for entry in self.chosen
+            ]
+            if not check_mode and self.action == "issue":
+                registry, token, _entry = client_registry.issue(registry, client, self.now, self.expires)
+            elif not check_mode:
+                registry, token, _entry = client_registry.rotate(
+                    registry, self.chosen, self.now, self.overlap, self.expires
+                )
+        elif self.chosen:
+            actions = [f"revoke token {entry['id']} of {entry['client']}" for entry in self.chosen]
+            registry = client_registry.revoke(registry, self.chosen, self.now)
+        result = {"changed": bool(actions), "actions": actions, "registry": registry}
+        result["tokens"] = client_registry.listing(registry, self.now)
+        return {**result, "token": token} if token else result
 
 
 def main() -> None:
@@ -198,28 +252,21 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "action": {"type": "str", "required": True},
-            "registries": {"type": "list", "elements": "raw", "required": True},
-            "silent": {"type": "list", "elements": "str", "default": []},
-            "clients": {"type": "list", "elements": "str", "required": True},
             "client": text,
             "id": text,
-            "expires": text,
+            "expires": {"type": "str", "default": "365"},
             "overlap": {"type": "str", "default": "24h"},
-            # The path of a file, and a yes or no: neither is a secret.
-            "token_file": {**text, "no_log": False},
-            "print_allowed": {"type": "bool", "default": True},
+            "known_clients": {"type": "list", "elements": "str", "default": []},
+            "registries": {"type": "list", "elements": "dict", "default": []},
+            "to_file": text,
+            "file_required": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
-    now = int(time.time())
-    tokens = ClientToken(module.params, now)
-    if tokens.faults:
-        module.fail_json(msg=listing(tokens.faults), faults=[fault.as_dict() for fault in tokens.faults])
-    change = tokens.run()
-    result = {"registry": change.registry, "tokens": client_registry.listing(change.registry, now)}
-    if change.token and not module.check_mode:
-        result["token"] = change.token
-    module.exit_json(changed=bool(change.actions), actions=list(change.actions), **result)
+    call = ClientToken(module.params, datetime.now(timezone.utc))
+    if call.faults:
+        module.fail_json(msg=listing(call.faults), faults=[fault.as_dict() for fault in call.faults])
+    module.exit_json(**call.run(module.check_mode))
 
 
 if __name__ == "__main__":

@@ -76,11 +76,15 @@ generation:
 """
 
 import json
+import os
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry, config_files
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import HAProxyRuntime, RuntimeFailure
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
+    HAProxyRuntime,
+    RuntimeFailure,
+)
 
 COMMENT = "sha256 of a token -> client|end in seconds since 1970|id of the token. Written from clients.json."
 
@@ -106,7 +110,7 @@ class GatewayClients:
         if wanted != current or (given and not text):
             self.do(f"write {self.path} (generation {wanted['generation']})", self.write_registry, wanted)
         entries = client_registry.map_entries(wanted)
-        if config_files.map_entries(config_files.read(self.map)) != entries or not config_files.exists(self.map):
+        if config_files.map_entries(config_files.read(self.map)) != entries or not os.path.exists(self.map):
             self.do(f"write {self.map}", config_files.write, self.map, config_files.map_text(entries, COMMENT), 0o600)
         self.commit(entries)
         return {
@@ -120,9 +124,13 @@ class GatewayClients:
         try:
             registry = json.loads(text) if text else client_registry.empty()
         except ValueError as error:
-            self.module.fail_json(msg=f"{self.path} is not JSON: {error}. Copy it from another gateway, or restore it.")
+            self.module.fail_json(
+                msg=f"{self.path} is not JSON: {error}. Copy it from another gateway, or restore it."
+            )
         if why := client_registry.defects(registry):
-            self.module.fail_json(msg=f"{self.path} is no registry of tokens: {why}. Copy it from another gateway, or restore it.")
+            self.module.fail_json(
+                msg=f"{self.path} is no registry of tokens: {why}. Copy it from another gateway, or restore it."
+            )
         return registry
 
     def write_registry(self, registry: dict) -> None:
@@ -131,12 +139,9 @@ class GatewayClients:
     def commit(self, entries: dict) -> None:
         """Exchange the map in memory, where HAProxy runs and has it."""
         try:
-            memory = self.runtime.read_map(self.map) if self.runtime.runs() else None
-            if memory is not None and (memory != entries or self.runtime.old_workers()):
-                if memory != entries:
-                    self.do("exchange the tokens in HAProxy's memory", self.runtime.replace_map, self.map, entries)
-                elif not self.module.check_mode:
-                    self.runtime.replace_map(self.map, entries)
+            for pid in self.runtime.outdated(self.map, entries) if self.runtime.runs() else []:
+                worker = f"old process {pid}" if pid else "HAProxy's memory"
+                self.do(f"exchange the tokens in {worker}", self.runtime.replace_map, self.map, entries, pid)
         except RuntimeFailure as failure:
             self.module.fail_json(
                 msg=f"Registry and map are written, but the running HAProxy did not take them over: {failure}. "

@@ -1,0 +1,256 @@
+#!/usr/bin/python
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gateway_server
+short_description: Lets HAProxy's servers take requests, or drains them
+version_added: 0.1.0
+description:
+  - With O(state=ready), waits until HAProxy's own health check has found a server up, and only then lets requests reach it.
+    A server that may take requests already is left alone, up or down.
+  - With O(state=drain), no new request reaches a server. Waits until those in flight have ended by themselves, in processes
+    that only finish their work after a reload too, or until O(timeout), and says who is left then.
+  - With O(state=maint), no request reaches a server and its health check stops. What is in flight goes on.
+  - After a change the state of all servers is written to disk, so that neither a reload nor a crash brings the old one back.
+options:
+  servers:
+    description:
+      - Servers as C(backend/server).
+      - One that HAProxy does not have is an error with O(state=ready), and done already with the other states.
+    type: list
+    elements: str
+    required: true
+  state:
+    description: What the servers should be.
+    type: str
+    choices: [ready, drain, maint]
+    required: true
+  timeout:
+    description: How long to wait for all servers together, in seconds.
+    type: int
+    default: 120
+  socket:
+    description: HAProxy's runtime socket.
+    type: path
+    default: /run/haproxy/admin.sock
+  master_socket:
+    description: The runtime socket of HAProxy's master process.
+    type: path
+    default: /run/haproxy-master.sock
+  dump_command:
+    description: The command that writes the state of all servers to disk.
+    type: list
+    elements: str
+    default: [/usr/local/lib/llm_fleet/haproxy-state, dump]
+author:
+  - localfirst.llm_fleet contributors
+attributes:
+  check_mode:
+    description: Says what would be done, and neither does it nor waits. Where HAProxy does not run yet, all of it would be done.
+    support: full
+  diff_mode:
+    description: Shows the state of the servers before and after.
+    support: full
+  idempotent:
+    description: Calling it twice has the effect of calling it once.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Let a new instance in as soon as it answers
+  localfirst.llm_fleet.gateway_server:
+    servers: [be_tiny_0f3a5c7e9b1d/tiny-0-b]
+    state: ready
+    timeout: 300
+
+- name: Drain the old one, for ten minutes at most
+  localfirst.llm_fleet.gateway_server:
+    servers: [be_tiny_8b2d4f6a1c3e/tiny-0-a]
+    state: drain
+    timeout: 600
+  register: drained
+
+- name: Stop unless all requests have ended
+  ansible.builtin.assert:
+    that: drained.left | length == 0
+"""
+
+RETURN = r"""
+actions:
+  description: What was done or would be done.
+  type: list
+  elements: str
+  returned: always
+  sample: ["set be_tiny_0f3a5c7e9b1d/tiny-0-b ready"]
+left:
+  description: With O(state=drain), the servers that still had requests when the time was over.
+  type: list
+  elements: dict
+  returned: always
+  sample: [{"server": "be_tiny_8b2d4f6a1c3e/tiny-0-a", "requests": 2}]
+seconds:
+  description: How long it waited.
+  type: float
+  returned: always
+  sample: 12.5
+"""
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
+    HAProxyRuntime,
+    RuntimeFailure,
+)
+
+PAUSE = 0.5
+
+
+class GatewayServers:
+    """The servers that one call is about."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.state = module.params["state"]
+        self.names = {self.key(name): name for name in module.params["servers"]}
+        self.runtime = HAProxyRuntime(module.params["socket"], module.params["master_socket"])
+        self.begin = time.monotonic()
+        self.actions: list = []
+        self.left: list = []
+        self.before: dict = {}
+        self.after: dict = {}
+
+    def key(self, name: str) -> tuple:
+        backend, slash, server = name.partition("/")
+        if not (backend and slash and server) or set(name) & set(" ;\n\\"):
+            self.module.fail_json(msg=f"'{name}' is no server: write backend/server.")
+        return backend, server
+
+    def run(self) -> dict:
+        if self.module.check_mode and not self.runtime.runs():
+            self.actions = [f"set {name} {self.state}" for name in self.names.values()]
+            return self.result()
+        states = self.runtime.states()
+        self.before = {name: states[key] for key, name in self.names.items() if key in states}
+        self.after = dict(self.before)
+        unknown = [name for name in self.names.values() if name not in self.before]
+        if unknown and self.state == "ready":
+            self.module.fail_json(
+                msg=f"HAProxy has no server {', '.join(unknown)}. Is its configuration from an older plan?"
+            )
+        wrong = [key for key, name in self.names.items() if self.before.get(name, self.state) != self.state]
+        if self.module.check_mode:
+            for key in wrong:
+                self.note(key)
+            return self.result()
+        try:
+            self.let_in(wrong) if self.state == "ready" else self.shut_out(wrong)
+        finally:
+            self.dump()
+        if self.state == "drain":
+            self.wait_for_the_end()
+        return self.result()
+
+    def let_in(self, waiting: list) -> None:
+        """Make each server ready as soon as its health check has passed."""
+        for key in waiting:
+            # In maintenance there are no health checks; drained, there are.
+            if self.before[self.names[key]] == "maint":
+                self.runtime.set_state(key, "drain")
+        while waiting:
+            rows = self.runtime.servers()
+            for key in [key for key in waiting if is_up(rows[key])]:
+                self.runtime.set_state(key, "ready")
+                self.note(key)
+                waiting = [other for other in waiting if other != key]
+            if waiting and not self.time_is_left():
+                why = "; ".join(f"{self.names[key]}: {check(rows[key])}" for key in waiting)
+                self.module.fail_json(
+                    msg=f"Not up after {self.module.params['timeout']} s, and still without requests: {why}. "
+                    "Look at the engine's log on its node.",
+                    **self.result(),
+                )
+
+    def shut_out(self, servers: list) -> None:
+        for key in servers:
+            self.runtime.set_state(key, self.state)
+            self.note(key)
+
+    def wait_for_the_end(self) -> None:
+        """Wait for the requests in flight."""
+        counts = self.runtime.in_flight(self.names)
+        while any(counts.values()) and self.time_is_left():
+            counts = self.runtime.in_flight(self.names)
+        self.left = [{"server": self.names[key], "requests": count} for key, count in counts.items() if count]
+        if self.left:
+            who = ", ".join(f"{one['server']} ({one['requests']})" for one in self.left)
+            self.module.warn(f"Requests are still in flight after {self.module.params['timeout']} s: {who}")
+
+    def time_is_left(self) -> bool:
+        """Pause, unless the time is over."""
+        if time.monotonic() - self.begin > self.module.params["timeout"]:
+            return False
+        time.sleep(PAUSE)
+        return True
+
+    def note(self, key: tuple) -> None:
+        self.actions.append(f"set {self.names[key]} {self.state}")
+        self.after[self.names[key]] = self.state
+
+    def dump(self) -> None:
+        if self.actions:
+            code, _out, errors = self.module.run_command(self.module.params["dump_command"])
+            if code != 0:
+                self.module.fail_json(
+                    msg=f"The state is set, but could not be kept for the next start: {errors.strip()}",
+                    **self.result(),
+                )
+
+    def result(self) -> dict:
+        return {
+            "changed": bool(self.actions),
+            "actions": self.actions,
+            "left": self.left,
+            "seconds": round(time.monotonic() - self.begin, 1),
+            "diff": {"before": self.before, "after": self.after},
+        }
+
+
+def is_up(row: dict) -> bool:
+    """Whether a health check of this process has passed: what a state file said of an earlier one does not count."""
+    return check(row).startswith("L7OK") and not row["status"].startswith("DOWN")
+
+
+def check(row: dict) -> str:
+    """The result of the last health check; a star in front means that the next one is under way."""
+    return f"{row['check_status'].lstrip('* ')} {row.get('check_desc', '')}".strip() or "not checked yet"
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "servers": {"type": "list", "elements": "str", "required": True},
+            "state": {"type": "str", "choices": ["ready", "drain", "maint"], "required": True},
+            "timeout": {"type": "int", "default": 120},
+            "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},
+            "master_socket": {"type": "path", "default": "/run/haproxy-master.sock"},
+            "dump_command": {
+                "type": "list",
+                "elements": "str",
+                "default": ["/usr/local/lib/llm_fleet/haproxy-state", "dump"],
+            },
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**GatewayServers(module).run())
+    except RuntimeFailure as failure:
+        module.fail_json(msg=str(failure))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""A small engine for tests of the gateway: OpenAI's paths, an API key, streams, and trouble on demand."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """The gateway leaves whenever its client does."""
+
+
+class Engine:
+    """Answers on a free port of 127.0.0.1 for one model, and keeps what it was sent (health checks apart)."""
+
+    def __init__(self, model: str, key: str = "engine-key") -> None:
+        self.model = model
+        self.key = key
+        self.healthy = True
+        self.requests: list[dict] = []
+        # Requests wait here while it is cleared.
+        self.go = threading.Event()
+        self.go.set()
+        # What happens to a request: answer, stream, hang up.
+        self.behaviour = "answer"
+        self.pause = 0.1
+        self.server = _Server(("127.0.0.1", 0), self._handler())
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.go.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _handler(engine):
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_args):
+                pass
+
+            def reply(self, status: int, body: dict) -> None:
+                data = json.dumps(body, separators=(",", ":")).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self):
+                checks = {"/health": {"status": "ok"}, "/v1/models": {"data": [{"id": engine.model}]}}
+                if self.path not in checks:
+                    self.seen(b"")
+                    return self.reply(200, {"leak": self.path})
+                allowed = self.path == "/health" or self.headers["Authorization"] == f"Bearer {engine.key}"
+                return self.reply(200 if engine.healthy and allowed else 503, checks[self.path])
+
+            def seen(self, body: bytes) -> None:
+                engine.requests.append(
+                    {"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}, "body": body}
+                )
+
+            def body(self) -> bytes:
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    body = b""
+                    while size := int(self.rfile.readline(), 16):
+                        body += self.rfile.read(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
+                    return body
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+            def do_POST(self):
+                self.seen(self.body())
+                engine.go.wait(30)
+                if engine.behaviour == "hang up":
+                    self.close_connection = True
+                elif engine.behaviour == "stream":
+                    self.stream()
+                else:
+                    self.reply(200, {"model": engine.model, "port": engine.port})
+
+            def stream(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for number in [*range(20), "[DONE]"]:
+                    event = f"data: {number}\n\n".encode()
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+                    self.wfile.flush()
+                    time.sleep(engine.pause)
+                self.wfile.write(b"0\r\n\r\n")
+
+            do_PUT = do_DELETE = do_PATCH = do_POST
+
+        return Handler

@@ -116,9 +116,9 @@ class SafeRedirects(HTTPRedirectHandler):
     def __init__(self, private: dict[str, str]) -> None:
         self.private = {name.capitalize() for name in private}
 
-    def redirect_request(self, request, response, code, message, headers, url):
-        following = super().redirect_request(request, response, code, message, headers, url)
-        here, there = urlsplit(request.full_url), urlsplit(url)
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        here, there = urlsplit(req.full_url), urlsplit(newurl)
         if here.scheme == "https" and there.scheme != "https":
             raise URLError(f"it redirects to {there.scheme}://{there.netloc}, which is not encrypted")
         if following is not None and here[:2] != there[:2]:

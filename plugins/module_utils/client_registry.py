@@ -75,7 +75,7 @@ def rotate(
     registry: dict, old: list[dict], now: datetime, overlap: timedelta, expires: datetime | None
 ) -> tuple[dict, str, dict]:
     """(registry, token, entry) with a new token in place of old ones of one client, which end after the overlap."""
-    _, token, entry = issue(registry, old[0]["client"], now, expires)
+    _issued, token, entry = issue(registry, old[0]["client"], now, expires)
     end, ids = now + overlap, {one["id"] for one in old}
     tokens = [
         {**one, "expires": stamp(min(end, moment(one["expires"]) or end)), "replaced_by": entry["id"]}

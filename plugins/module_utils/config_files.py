@@ -35,7 +35,7 @@ def map_entries(text: str) -> dict[str, str]:
     entries: dict[str, str] = {}
     for line in map(str.strip, text.splitlines()):
         if line and not line.startswith("#"):
-            key, _, value = line.partition(" ")
+            key, _space, value = line.partition(" ")
             entries.setdefault(key, value.strip())
     return entries
 

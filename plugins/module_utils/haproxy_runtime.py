@@ -66,7 +66,7 @@ class HAProxyRuntime:
             text = self._send(self.master, "show proc")
         except RuntimeFailure:
             return []
-        _, _, old = text.partition("# old workers")
+        old = text.partition("# old workers")[2]
         return re.findall(r"^(\d+)\s+worker\b", old, re.MULTILINE)
 
     def servers(self, pid: str = "") -> dict[tuple[str, str], dict]:

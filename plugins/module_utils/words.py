@@ -48,6 +48,7 @@ def size_bytes(size: str) -> int:
     """The number of bytes that a checked size such as '8g' means."""
     return int(size[:-1]) * _UNITS[size[-1]]
 
+
 _URL_ADVICE = "write file:///path or https://host:port/path"
 
 

@@ -58,7 +58,7 @@ options:
     type: bool
     default: false
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be done. No token is made.

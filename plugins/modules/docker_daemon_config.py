@@ -50,7 +50,7 @@ options:
     type: path
     default: /run/docker.pid
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be done, and does none of it.

@@ -37,7 +37,7 @@ options:
     type: path
     default: /run/haproxy-master.sock
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be done, and does none of it.

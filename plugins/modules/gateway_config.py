@@ -51,7 +51,7 @@ options:
     type: path
     default: /run/haproxy/admin.sock
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be done, and does none of it. HAProxy does not check the files then.

@@ -46,7 +46,7 @@ options:
     elements: str
     default: [/usr/local/lib/llm_fleet/haproxy-state, dump]
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be done, and neither does it nor waits. Where HAProxy does not run yet, all of it would be done.

@@ -72,7 +72,7 @@ options:
     type: str
   headers:
     description:
-      - HTTP headers for the source, C(Name: value), one a line.
+      - "HTTP headers for the source, C(Name: value), one a line."
       - They are not passed on when the server redirects to another one.
     type: str
   ca_path:
@@ -99,7 +99,7 @@ options:
     type: int
     default: 1073741824
 author:
-  - localfirst.llm_fleet contributors
+  - localfirst.llm_fleet contributors (@localfirst)
 attributes:
   check_mode:
     description: Says what would be fetched, and how many bytes, and changes nothing.

@@ -52,7 +52,7 @@ def configured(text: str) -> list:
     servers, section = [], ""
     for words in map(str.split, text.splitlines()):
         if words[:1] == ["server"] and section:
-            address, _, port = words[2].rpartition(":")
+            address, _colon, port = words[2].rpartition(":")
             servers.append((section, words[1], address.strip("[]"), port))
         elif words and words[0] in ("global", "defaults", "frontend", "backend", "listen", "peers"):
             section = words[1] if words[0] in ("backend", "listen") else ""

@@ -123,7 +123,7 @@ def prepare() -> tuple[str, int]:
     file = STATE / "token"
     # The playbook leaves a file that is there alone, and its token would be an earlier fleet's.
     file.unlink(missing_ok=True)
-    issue = ("-e", "action=issue", "-e", "client=bench", "-e", f"token_file={file}")
+    issue = ("-e", "do=issue", "-e", "client=bench", "-e", f"token_file={file}")
     playbook(REPO / "playbooks" / "tokens.yml", INVENTORY, *issue)
     return file.read_text().strip(), port
 

@@ -114,7 +114,7 @@ def test_plan_comes_as_a_file_and_as_data(environment, inventory, fleet):
 
 def test_a_token_goes_into_a_file_and_nowhere_else(environment, inventory, gateway):
     file = environment.home / "token"
-    job = environment.play("tokens", inventory, action="issue", client="alice", token_file=str(file))
+    job = environment.play("tokens", inventory, do="issue", client="alice", token_file=str(file))
     assert job.rc == 0, problems(job)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     token = file.read_text().strip()
@@ -124,7 +124,7 @@ def test_a_token_goes_into_a_file_and_nowhere_else(environment, inventory, gatew
 
 
 def test_a_token_without_a_file_is_refused_rather_than_printed(environment, inventory):
-    job = environment.play("tokens", inventory, action="issue", client="alice")
+    job = environment.play("tokens", inventory, do="issue", client="alice")
     assert job.rc != 0
     assert "token_file" in problems(job)
 

@@ -69,7 +69,7 @@ def get_token() -> None:
         print(f"  the token in {TOKEN.relative_to(REPO)} works")
         return
     TOKEN.unlink(missing_ok=True)
-    playbook("tokens", "action=issue", "client=demo", f"token_file={TOKEN}")
+    playbook("tokens", "do=issue", "client=demo", f"token_file={TOKEN}")
     TOKEN.chmod(0o600)
 
 

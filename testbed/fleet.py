@@ -256,7 +256,11 @@ def wait_for_host(fleet: Fleet, host: Host, public_key: str, deadline: float) ->
                 output = [f"ssh: {error}"]
         last = output[0] if output else last
         time.sleep(0.3)
-    raise FleetError(f"host {host.name} did not come up ({last}); look at: docker logs {name}")
+    hint = f"look at: docker logs {name}"
+    if docker("inspect", "-f", "{{.State.ExitCode}}", name, check=False) == "255":
+        # What systemd does when it gets no inotify instance; it has nowhere to say so.
+        hint = "its systemd ends at once, perhaps for lack of inotify instances: sysctl fs.inotify.max_user_instances=1024"
+    raise FleetError(f"host {host.name} did not come up ({last}); {hint}")
 
 
 def wait_for_fleet(fleet: Fleet, timeout: float) -> None:

@@ -85,3 +85,10 @@ if $docker info -f '{{.SecurityOptions}}' | grep -q rootless; then
     fail "this Docker is rootless; hosts with systemd and Docker inside need one that runs as root"
 fi
 echo "$docker" >.cache/docker-command
+
+# Each server in a container holds about eight inotify instances, all counted for root, and 128 are the default:
+# beyond them its systemd ends without a word. Raised until the machine's next boot, where that is allowed.
+limit=/proc/sys/fs/inotify/max_user_instances
+if [ "$(cat $limit)" -lt 1024 ] && echo 1024 | "${sudo[@]}" tee $limit >/dev/null 2>&1; then
+    say "fs.inotify.max_user_instances is 1024 now, until the next boot"
+fi

@@ -118,7 +118,7 @@ def show_how() -> None:
 
 Ask it yourself, from {REPO}:
 
-curl --cacert .demo/ca.pem {ENDPOINT}/v1/chat/completions -H "Authorization: Bearer $(cat .demo/token)" \\
+curl -s --cacert .demo/ca.pem {ENDPOINT}/v1/chat/completions -H "Authorization: Bearer $(cat .demo/token)" \\
   -H 'Content-Type: application/json' -d '{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Hello"}}], \
 "max_tokens": 16}}'
 

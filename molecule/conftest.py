@@ -151,7 +151,7 @@ class Fleet:
         return done
 
     def token(self, client: str, *arguments: str, file: Path) -> str:
-        self.playbook("tokens", "-e", "action=issue", "-e", f"client={client}", "-e", f"token_file={file}", *arguments)
+        self.playbook("tokens", "-e", "do=issue", "-e", f"client={client}", "-e", f"token_file={file}", *arguments)
         return file.read_text().strip()
 
     def plan(self, host: str = "gw1") -> dict:
@@ -197,6 +197,6 @@ def on(fleet):
     """`on("gw1")` is testinfra's view of that host, as root."""
 
     def connect(name: str):
-        return testinfra.get_host(f"ansible://{name}?ansible_inventory={INVENTORY}&sudo=true")
+        return testinfra.get_host(f"docker://{fleet.container(name)}")
 
     return connect

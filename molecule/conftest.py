@@ -76,7 +76,9 @@ class Gateway:
             sent["Content-Length"] = str(len(body))
         for name, value in sent.items():
             connection.putheader(name, value)
-        connection.endheaders(body)
+        # A refusal may come before all of the body is sent: like httpx and curl, read it all the same.
+        with contextlib.suppress(ssl.SSLEOFError, ConnectionError):
+            connection.endheaders(body)
         return connection.getresponse()
 
     def ask(self, method: str, path: str, token: str | None = None, body: object = None, **options) -> Answer:
@@ -92,9 +94,9 @@ class Gateway:
                 received += chunk
         return received
 
-    def chat(self, token: str, model: str = "tiny", max_tokens: int = 8, by_path: bool = False, **more) -> Answer:
+    def chat(self, token: str, model: str = "tiny", max_tokens: int = 8, by_path: bool = False, timeout: float = 30) -> Answer:
         path = f"/m/{model}/v1/chat/completions" if by_path else "/v1/chat/completions"
-        return self.ask("POST", path, token, {"model": model, "messages": QUESTION, "max_tokens": max_tokens, **more})
+        return self.ask("POST", path, token, {"model": model, "messages": QUESTION, "max_tokens": max_tokens}, timeout=timeout)
 
     def stream(self, token: str, model: str = "tiny", max_tokens: int = 32, timeout: float = 60, **more) -> Iterator[tuple]:
         """Yield (seconds since the request was sent, event) for each event of a streamed answer, `[DONE]` included."""

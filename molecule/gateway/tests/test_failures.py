@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -81,6 +83,25 @@ def test_503_where_nobody_is_left(fleet, gateway, alice, wait_until):
         assert gateway.chat(alice).status == 200
     finally:
         fleet.shell(instance["host"], f"docker start {instance['id']}")
+
+
+@pytest.mark.parametrize(("status", "ends"), [(502, True), (504, False)])
+def test_an_engine_that_breaks_off_or_falls_silent(fleet, gateway, alice, status, ends):
+    """Stopped before its first byte, and then killed (502), or left silent until the gateway gives up (504)."""
+    instance = fleet.instances(model="private")[0]
+    process = fleet.shell(instance["host"], f"docker inspect -f '{{{{.State.Pid}}}}' {instance['id']}")
+    fleet.shell(instance["host"], f"kill -STOP {process}")
+    try:
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(gateway.chat, alice, model="private", timeout=60)
+            time.sleep(1)
+            if ends:
+                fleet.shell(instance["host"], f"kill -KILL {process}")
+            answer = answer.result()
+    finally:
+        fleet.shell(instance["host"], f"kill -CONT {process}", check=False)
+    assert answer.status == status, answer.body
+    assert answer.error["request_id"] == answer.headers["x-request-id"]
 
 
 def test_site_repairs_what_was_removed_by_hand(fleet, gateway, alice):

@@ -114,13 +114,20 @@ def test_429_where_the_queue_is_full(gateway, tokens):
             refused(answer, 429)
 
 
-def test_400_of_haproxys_own(gateway):
-    """A request that is not HTTP gets no further than HAProxy's parser."""
-    answer = gateway.raw(b"GET /v1/models HTTP/1.1\r\nbad header line\r\n\r\n")
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
+def test_408_where_the_body_does_not_come(gateway, tokens):
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {tokens['alice']}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
+    head, _, body = gateway.raw(head.encode(), timeout=30).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
     error = json.loads(body)["error"]
-    assert error["message"] and error["type"]
+    assert error["message"] and error["request_id"].encode() in head
+
+
+def test_400_for_what_is_not_http(gateway):
+    """HAProxy's parser refuses this before there is a request that could have an id: its own words, in HTML."""
+    assert gateway.raw(b"GET /v1/models HTTP/1.1\r\nbad header line\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 def test_models_lists_what_a_token_may_use(gateway, tokens):

@@ -281,7 +281,8 @@ def up(fleet: Fleet, timeout: float) -> None:
         done = ensure_container(fleet, host)
         if done:
             # What Ansible remembers of a host of this name is not about this one.
-            (REPO / ".cache" / "facts" / host.name).unlink(missing_ok=True)
+            for facts in (REPO / ".cache" / "facts").glob(f"*_{host.name}"):
+                facts.unlink()
             print(f"  {host.name:<14} {host.address:<15} {host.image:<14} {done}", flush=True)
     wait_for_fleet(fleet, timeout)
     print(f"  fleet {fleet.name}: {len(fleet.hosts)} hosts up ({time.monotonic() - begun:.0f} s)", flush=True)

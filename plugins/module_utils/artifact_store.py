@@ -47,6 +47,7 @@ class Survey:
     path: str
     missing: list[File] = field(default_factory=list)  # neither in blobs nor in incoming
     brought: list[File] = field(default_factory=list)  # in incoming, to be verified
+    spare: list[Path] = field(default_factory=list)  # in incoming, and in the store already
     to_link: list[str] = field(default_factory=list)  # paths of the tree that are not what they should be
     to_drop: list[str] = field(default_factory=list)  # paths of the tree that nobody asked for
     to_own: list[Path] = field(default_factory=list)  # files and directories with the wrong owner or mode
@@ -114,6 +115,9 @@ class Store:
     def _survey_content(self, artifact: Artifact, file: File, found: Survey) -> None:
         blob, brought, part = self.blob(file), self.incoming / file.sha256, self.part(file)
         if blob.is_file() and blob.stat().st_size == file.size:
+            if brought.is_file():
+                found.spare.append(brought)
+                found.actions.append(f"remove {brought}, which the store has already")
             return
         again = " again, because what the store has is damaged" if blob.is_file() else ""
         if brought.is_file():
@@ -157,11 +161,9 @@ class Store:
     def _other_contents(self, artifact: Artifact, path: str, digest: str, file: File | None) -> ArtifactError:
         wanted = f"with sha256:{file.sha256}" if file else "not at all"
         return ArtifactError(
-            f"{artifact.title} is here already with other contents: "
-            f"{path} has sha256:{digest}, and the lockfile wants it {wanted}",
+            f"{artifact.title} is here already with other contents: {path} has sha256:{digest}, and the lockfile wants it {wanted}",
             str(self.tree(artifact)),
-            "a version never changes what it holds: lock the new contents as a new version, "
-            "or remove this one first (state: absent)",
+            "a version never changes what it holds: lock the new contents as a new version, or remove this one first (state: absent)",
             file=path,
             actual=digest,
         )
@@ -192,6 +194,8 @@ class Store:
         for folder in (self.blobs.parent, self.blobs, self.models):
             self.ownership.make_directory(folder)
         self.ownership.make_directory(self.incoming, 0o700)
+        for path in found.spare:
+            path.unlink()
         for file in found.brought:
             self._take(artifact, file)
         found.bytes_moved -= found.bytes_missing
@@ -215,7 +219,7 @@ class Store:
 
     def _take(self, artifact: Artifact, file: File) -> None:
         brought = self.incoming / file.sha256
-        self.part(file).unlink(missing_ok=True)
+        self._forget(self.part(file))
         actual = digest_of(brought)
         if actual != file.sha256:
             brought.unlink()
@@ -290,6 +294,7 @@ class Store:
             found.before.append(_line(path, status.st_size, names.get(status.st_ino)))
         if tree.is_dir():
             found.actions.append(f"remove {tree}")
+        found.actions += [f"remove {path}, which an interrupted run left" for path in self._unfinished()]
         leaving = [status.st_ino for status in present.values()]
         for inode, digest in sorted(names.items(), key=lambda item: item[1]):
             status = (self.blobs / digest).stat()
@@ -306,11 +311,20 @@ class Store:
         if tree.parent.is_dir():
             _sweep(tree.parent)
             _remove_empty(tree.parent, self.models)
-        for link in self.incoming.glob("*.link"):
-            link.unlink()
+        for path in self._unfinished():
+            self._forget(path)
         for digest in self._names().values():
             if (self.blobs / digest).stat().st_nlink == 1:
                 (self.blobs / digest).unlink()
+
+    def _unfinished(self) -> list[Path]:
+        """What interrupted runs left in incoming. Files that somebody brought are not ours to judge."""
+        return sorted(path for path in self.incoming.glob("*") if path.suffix in (".part", ".link"))
+
+    @staticmethod
+    def _forget(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".validator").unlink(missing_ok=True)
 
     def _names(self) -> dict[int, str]:
         """The digest of each content of the store, by inode."""

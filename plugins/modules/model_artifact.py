@@ -19,7 +19,7 @@ options:
   state:
     description:
       - V(present) brings, verifies and links what is missing.
-      - V(absent) removes the tree, and then the contents that no other tree links to.
+      - V(absent) removes the tree, and then the contents that no other tree links to, unfinished downloads included.
       - V(verified) reads every file again, and fails with a list of the damaged ones. Damaged contents lose their
         name in the store, so that the next V(present) brings them again. In check mode it only reads.
     type: str

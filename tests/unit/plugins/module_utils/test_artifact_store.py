@@ -260,6 +260,34 @@ def test_what_an_interrupted_run_left_is_swept(host):
     assert os.listdir(host.store.models / "tiny") == ["1.0.0"]
 
 
+def test_what_is_brought_although_it_is_here_does_not_stay(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    host.bring(BODY)
+    assert len(host.present(wanted).actions) == 1
+    assert list(host.store.incoming.iterdir()) == [] and tree_of(host.root) == CONTENTS
+
+
+def test_removing_takes_unfinished_downloads_along(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    part = host.store.incoming / f"{digest(b'other')}.part"
+    part.write_bytes(b"oth")
+    part.with_suffix(".validator").write_text('"1"')
+    assert any(str(part) in action for action in host.store.survey_removal(wanted).actions)
+    host.store.remove(wanted)
+    assert leftovers(host.root) == []
+
+
+def test_a_file_from_the_controller_replaces_an_unfinished_download(host):
+    wanted = host.serve({"a": BODY})
+    host.bring(BODY[:5], name=f"{digest(BODY)}.part")
+    host.bring(b'"1"', name=f"{digest(BODY)}.validator")
+    host.bring(BODY)
+    host.present(wanted)
+    assert list(host.store.incoming.iterdir()) == [] and not host.server.requests
+
+
 def test_a_run_that_waits_too_long_says_for_what(host):
     with host.store.locked(1), pytest.raises(ArtifactError, match="another run"), Store(host.root).locked(0.2):
         pass

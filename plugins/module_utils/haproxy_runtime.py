@@ -152,6 +152,8 @@ class HAProxyRuntime:
             try:
                 sock.connect(path)
                 sock.sendall(f"{line}\n".encode())
+                # The master's socket waits for more until it is told that there is none.
+                sock.shutdown(socket.SHUT_WR)
                 answer = bytearray()
                 while piece := sock.recv(65536):
                     answer += piece

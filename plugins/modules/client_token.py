@@ -230,9 +230,7 @@ class ClientToken:
         if self.makes_token:
             client = self.params["client"] or self.chosen[0]["client"]
             actions = [f"{self.action} a token for {client}, {end}"]
-            actions += [
-                f"end token {entry['id']} of {client} after {self.params['overlap']}" for entry in self.chosen
-            ]
+            actions += [f"end token {entry['id']} of {client} after {self.params['overlap']}" for entry in self.chosen]
             if not check_mode and self.action == "issue":
                 registry, token, _entry = client_registry.issue(registry, client, self.now, self.expires)
             elif not check_mode:

@@ -20,11 +20,11 @@ options:
     type: list
     elements: dict
     default: []
-  path:
+  registry_file:
     description: The gateway's registry.
     type: path
     default: /var/lib/llm_fleet/clients.json
-  map:
+  map_file:
     description: HAProxy's map of tokens.
     type: path
     default: /etc/haproxy/llm_fleet/tokens.map
@@ -94,8 +94,8 @@ class GatewayClients:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
-        self.path = module.params["path"]
-        self.map = module.params["map"]
+        self.path = module.params["registry_file"]
+        self.map = module.params["map_file"]
         self.runtime = HAProxyRuntime(module.params["socket"], module.params["master_socket"])
         self.actions: list = []
 
@@ -124,9 +124,7 @@ class GatewayClients:
         try:
             registry = json.loads(text) if text else client_registry.empty()
         except ValueError as error:
-            self.module.fail_json(
-                msg=f"{self.path} is not JSON: {error}. Copy it from another gateway, or restore it."
-            )
+            self.module.fail_json(msg=f"{self.path} is not JSON: {error}. Copy it from another gateway, or restore it.")
         if why := client_registry.defects(registry):
             self.module.fail_json(
                 msg=f"{self.path} is no registry of tokens: {why}. Copy it from another gateway, or restore it."
@@ -164,8 +162,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "registries": {"type": "list", "elements": "dict", "default": []},
-            "path": {"type": "path", "default": "/var/lib/llm_fleet/clients.json"},
-            "map": {"type": "path", "default": "/etc/haproxy/llm_fleet/tokens.map"},
+            "registry_file": {"type": "path", "default": "/var/lib/llm_fleet/clients.json"},
+            "map_file": {"type": "path", "default": "/etc/haproxy/llm_fleet/tokens.map"},
             "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},
             "master_socket": {"type": "path", "default": "/run/haproxy-master.sock"},
         },

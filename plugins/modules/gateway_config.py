@@ -19,7 +19,7 @@ options:
     description: Text of the configuration.
     type: str
     required: true
-  path:
+  config_file:
     description: Where the configuration is.
     type: path
     default: /etc/haproxy/haproxy.cfg
@@ -114,7 +114,7 @@ class GatewayConfig:
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
-        self.path = Path(module.params["path"])
+        self.path = Path(module.params["config_file"])
         self.maps_dir = Path(module.params["maps_dir"])
         self.config = module.params["config"]
         self.maps = {**module.params["maps"], SECRET: module.params["engine_keys"]}
@@ -127,9 +127,7 @@ class GatewayConfig:
     def run(self) -> dict:
         before = {name: config_files.read(self.map_path(name)) for name in self.maps}
         config_before = config_files.read(self.path)
-        changed = [
-            name for name, text in self.maps.items() if before[name] != text or not self.map_path(name).exists()
-        ]
+        changed = [name for name, text in self.maps.items() if before[name] != text or not self.map_path(name).exists()]
         new_config = config_before != self.config
         if (changed or new_config) and not self.module.check_mode:
             self.check()
@@ -152,9 +150,7 @@ class GatewayConfig:
         ]
         for name in sorted({*changed} - {SECRET}):
             path = str(self.map_path(name))
-            diff.append(
-                {"before_header": path, "after_header": path, "before": before[name], "after": self.maps[name]}
-            )
+            diff.append({"before_header": path, "after_header": path, "before": before[name], "after": self.maps[name]})
         return {"changed": bool(self.actions), "actions": self.actions, "reload": reload, "diff": diff}
 
     def do(self, action: str, function, *args) -> None:
@@ -207,7 +203,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "config": {"type": "str", "required": True},
-            "path": {"type": "path", "default": "/etc/haproxy/haproxy.cfg"},
+            "config_file": {"type": "path", "default": "/etc/haproxy/haproxy.cfg"},
             "maps": {"type": "dict", "default": {}},
             "engine_keys": {"type": "str", "default": "", "no_log": True},
             "maps_dir": {"type": "path", "default": "/etc/haproxy/llm_fleet"},

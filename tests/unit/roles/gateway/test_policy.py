@@ -64,10 +64,9 @@ def test_401_for_a_client_that_left_the_configuration(gateway):
 
 
 def test_401_does_not_wait_for_the_body(gateway):
-    begin = time.monotonic()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\nConnection: close\r\n\r\n"
-    assert gateway["nobody"].raw(head.encode()).startswith(b"HTTP/1.1 401 ")
-    assert time.monotonic() - begin < 1
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    # HAProxy 3.0 keeps the connection and reads on, 2.6 closes it; the answer is there at once with both.
+    assert gateway["nobody"].raw(head.encode(), timeout=1).startswith(b"HTTP/1.1 401 ")
 
 
 # Which model

@@ -28,6 +28,8 @@ GATEWAY, UPSTREAM = "10.203.2.10", "10.203.2.21"
 MODEL, BARE_PORT = "tiny", 9443
 DIRECT, BARE = "upstream direct", "HAProxy, TLS only"
 BY_BODY, BY_PATH = "gateway, model in body", "gateway, model in path"
+# So much that no request is refused for its number: more than a catalog may grant.
+CLIENT = {"name": "bench", "limits": {"requests_per_minute": 100_000_000, "concurrent": 10_000}}
 MESSAGE = {"role": "assistant", "content": "A fleet is a number of hosts. " * 8}
 ANSWER = {
     "id": "chatcmpl-bench",
@@ -112,7 +114,7 @@ def prepare() -> tuple[str, int]:
     start_haproxy("answers", HERE / "upstream.cfg", port=port, model=MODEL, answer=answer)
     say("applying the role gateway")
     variables = STATE / "plan.json"
-    variables.write_text(json.dumps({"bench_plan": bench_plan}))
+    variables.write_text(json.dumps({"bench_plan": bench_plan, "bench_clients": [CLIENT]}))
     playbook(HERE / "gateway.yml", INVENTORY, "-e", f"@{variables}")
     config = on("gw1", "cat /etc/haproxy/haproxy.cfg")
     certificate = re.search(r"^\s*bind .*? crt (\S+)", config, re.MULTILINE)
@@ -210,7 +212,7 @@ def measure(token: str, port: int, options: argparse.Namespace) -> list[dict]:
 def bench() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--rounds", type=int, default=5, help="how often each target is measured, in turn")
-    cli.add_argument("--seconds", type=int, default=3, help="how long each measurement takes")
+    cli.add_argument("--seconds", type=int, default=2, help="how long each measurement takes")
     cli.add_argument("--connections", type=int, default=32, help="connections for requests per second")
     cli.add_argument("--pause", type=int, default=10, help="ms between requests of one of 4 connections, for latency")
     cli.add_argument("--bodies", type=int, nargs="+", default=[512, 8192], help="sizes of the question in bytes")

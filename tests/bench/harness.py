@@ -95,7 +95,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def rounds(count: int, cases: dict[str, Callable[[], dict]]) -> dict[str, dict]:
-    """Measure all cases in turn, several times over, and return each figure's median.
+    """Measure all cases in turn, several times over; return each figure's median, and under `rounds` what it is made of.
 
     In turn (A B C A B C): what slows this machine down for a while then slows all of them down. Every other round
     goes backwards, so that none always profits from what came before it.
@@ -108,7 +108,10 @@ def rounds(count: int, cases: dict[str, Callable[[], dict]]) -> dict[str, dict]:
             figures = ", ".join(f"{key} {value:.4g}" for key, value in measured[name][-1].items())
             say(f"round {number + 1} of {count}: {name}: {figures}")
     return {
-        name: {key: statistics.median(result[key] for result in results) for key in results[0]}
+        name: {
+            **{key: statistics.median(result[key] for result in results) for key in results[0]},
+            "rounds": [{key: round(value, 4) for key, value in result.items()} for result in results],
+        }
         for name, results in measured.items()
     }
 

@@ -77,6 +77,7 @@ def bench() -> None:
             "site_s": round(figures["site_s"], 2),
             "setup_s": round(figures["setup_s"], 2),
             "ratio": round(figures["site_s"] / figures["setup_s"], 2),
+            "rounds": figures["rounds"],
         }
         for nodes, figures in found.items()
     ]

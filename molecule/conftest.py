@@ -147,7 +147,12 @@ class Fleet:
         done = subprocess.run(
             [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", INVENTORY, *arguments],
             cwd=REPO, check=False, capture_output=True, text=True, timeout=900,
-            env={**os.environ, "ANSIBLE_NOCOLOR": "1", "PATH": f"{BIN}:{os.environ['PATH']}"},
+            env={
+                **os.environ,
+                "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(STATE / "facts"),
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+            },
         )
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done

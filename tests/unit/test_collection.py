@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from ansible_collections.localfirst.llm_fleet.plugins.lookup.engine_profiles import BUILT_IN, read_profiles
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile

@@ -21,7 +21,8 @@ def engine_requests(fleet):
     def count() -> int:
         total = 0
         for instance in fleet.instances():
-            total += int(fleet.shell(instance["host"], f"docker logs {instance['id']} 2>&1 | grep -c -E '/slots|/props|/metrics|/lora' || true"))
+            seen = f"docker logs {instance['id']} 2>&1 | grep -c -E '/slots|/props|/metrics|/lora' || true"
+            total += int(fleet.shell(instance["host"], seen))
         return total
 
     return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
 
 GIB = 1024**3

@@ -73,6 +73,10 @@ generation:
   type: int
   returned: always
   sample: 7
+registry:
+  description: The gateway's registry. It holds hashes, no tokens.
+  type: dict
+  returned: always
 """
 
 import json
@@ -117,6 +121,7 @@ class GatewayClients:
             "changed": bool(self.actions),
             "actions": self.actions,
             "generation": wanted["generation"],
+            "registry": wanted,
             "diff": {"before": self.shown(current), "after": self.shown(wanted)},
         }
 

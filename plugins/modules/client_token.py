@@ -144,7 +144,7 @@ class ClientToken:
 
     def merged(self) -> dict:
         if self.action not in ACTIONS:
-            self.fault(f"'{self.action}' is no action", "action", suggestion(self.action, ACTIONS, "actions"))
+            self.fault(f"'{self.action}' is no action", "do", suggestion(self.action, ACTIONS, "actions"))
         good = []
         for number, registry in enumerate(self.params["registries"]):
             why = client_registry.defects(registry)
@@ -181,7 +181,7 @@ class ClientToken:
             self.fault(
                 "it is not said which tokens",
                 "client",
-                "name a client, or one token by its id (action=list shows them)",
+                "name a client, or one token by its id (do=list shows them)",
             )
             return []
         found = client_registry.select(self.registry, client or None, token_id or None)
@@ -192,7 +192,7 @@ class ClientToken:
             self.fault(
                 f"there is no {'living ' if self.action == 'rotate' else ''}token of {of}",
                 "client" if client else "id",
-                "see action=list",
+                "see do=list",
             )
         for owner in {entry["client"] for entry in found} - {*known} - {client} if self.makes_token else ():
             self.fault(f"there is no client '{owner}' any more", "llm_fleet_clients", "revoke its tokens instead")

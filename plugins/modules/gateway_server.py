@@ -137,16 +137,16 @@ class GatewayServers:
         states = self.runtime.states()
         self.before = {name: states[key] for key, name in self.names.items() if key in states}
         self.after = dict(self.before)
-        unknown = [name for name in self.names.values() if name not in self.before]
-        if unknown and self.state == "ready":
-            self.module.fail_json(
-                msg=f"HAProxy has no server {', '.join(unknown)}. Is its configuration from an older plan?"
-            )
+        unknown = [key for key, name in self.names.items() if name not in self.before] if self.state == "ready" else []
         wrong = [key for key, name in self.names.items() if self.before.get(name, self.state) != self.state]
         if self.module.check_mode:
-            for key in wrong:
+            # Unknown ones come with the configuration that this run would write.
+            for key in unknown + wrong:
                 self.note(key)
             return self.result()
+        if unknown:
+            names = ", ".join(self.names[key] for key in unknown)
+            self.module.fail_json(msg=f"HAProxy has no server {names}. Is its configuration from an older plan?")
         try:
             self.let_in(wrong) if self.state == "ready" else self.shut_out(wrong)
         finally:

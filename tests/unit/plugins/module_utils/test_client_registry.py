@@ -10,9 +10,10 @@ import json
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry as registry_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry as registry_of
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 DAY = timedelta(days=1)

@@ -8,6 +8,7 @@ import json
 from datetime import datetime, timedelta, timezone
 
 import pytest
+
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_bench import HAPROXY, Bench, Served
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_client import Client

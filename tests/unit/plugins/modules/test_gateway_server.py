@@ -257,6 +257,8 @@ def test_check_mode_changes_nothing_and_works_without_haproxy(fleet, tmp_path):
     result = fleet.call("ready", FIRST, check_mode=True)
     assert (result["changed"], result["actions"]) == (True, [f"set {FIRST} ready"])
     assert not fleet.status(FIRST).startswith("UP")
+    coming = f"{BACKEND}/tiny-2-a"
+    assert fleet.call("ready", coming, check_mode=True)["actions"] == [f"set {coming} ready"]
     nowhere = {"socket": str(tmp_path / "none"), "check_mode": True}
     assert fleet.call("ready", FIRST, SECOND, **nowhere)["actions"] == [f"set {FIRST} ready", f"set {SECOND} ready"]
     assert "does not answer" in fleet.call("ready", FIRST, socket=str(tmp_path / "none"))["msg"]

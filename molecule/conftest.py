@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import http.client
+import io
 import json
 import os
 import socket
@@ -141,6 +143,19 @@ class Fleet:
         )
         assert not check or done.returncode == 0, f"{host}: {script}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def haproxy(self, gateway: str, command: str) -> str:
+        """What HAProxy on a gateway answers on its runtime socket."""
+        script = (
+            "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); "
+            f"s.sendall(b'{command}\\n'); print(s.makefile().read())"
+        )
+        return self.shell(gateway, f'python3 -c "{script}"')
+
+    def servers(self, gateway: str) -> dict:
+        """The servers that HAProxy on a gateway knows, by name: its rows of `show stat`."""
+        rows = csv.DictReader(io.StringIO(self.haproxy(gateway, "show stat").lstrip("# ")))
+        return {row["svname"]: row for row in rows if row["type"] == "2"}
 
     def playbook(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         """Run one of the collection's playbooks as an operator would."""

@@ -17,8 +17,7 @@ def alice(tokens):
 
 
 def up(fleet, gateway: str, server: str) -> bool:
-    rows = fleet.shell(gateway, "echo 'show stat' | socat - /run/haproxy/admin.sock").splitlines()
-    return any(f",{server}," in row and ",UP," in row for row in rows)
+    return fleet.servers(gateway)[server]["status"].startswith("UP")
 
 
 def all_up(fleet) -> bool:

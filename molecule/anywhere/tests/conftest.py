@@ -140,7 +140,7 @@ class ExecutionEnvironment:
             [*map(str, [*enter, *command])], check=False, capture_output=True, text=True, timeout=timeout, cwd="/"
         )
 
-    def play(self, playbook: str, inventory: dict, cmdline: str = "", **extra_vars: object) -> Job:
+    def play(self, playbook: str, inventory: dict, **extra_vars: object) -> Job:
         """Run a playbook as a job of AWX: ansible-runner, inventory script, key in an agent, the job's variables."""
         self.count += 1
         job = self.root / f"job{self.count}"
@@ -154,8 +154,6 @@ class ExecutionEnvironment:
         (job / "env" / "extravars").write_text(json.dumps({"awx_job_id": number, "tower_job_id": number, **extra_vars}))
         (job / "env" / "envvars").write_text(json.dumps({"ANSIBLE_COLLECTIONS_PATH": str(self.collections)}))
         (job / "env" / "settings").write_text(json.dumps({"job_timeout": 240}))
-        if cmdline:
-            (job / "env" / "cmdline").write_text(cmdline)
         shutil.copy(self.state / "ssh_key", job / "env" / "ssh_key")
         self._give(job)
         done = self.command("ansible-runner", "run", job, "-p", f"localfirst.llm_fleet.{playbook}", "--ident", "1")

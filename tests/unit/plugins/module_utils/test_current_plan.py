@@ -91,7 +91,7 @@ def test_a_plan_of_another_format_is_a_fault():
         {**NEW, "releases": {}},
         {**NEW, "ports": {}},
         {**NEW, "engines": {}},
-        {**NEW, "releases": dict.fromkeys(NEW["releases"], {})},
+        {**NEW, "releases": {release: {} for release in NEW["releases"]}},
     ],
 )
 def test_a_damaged_plan_is_a_fault(damaged):

@@ -119,7 +119,10 @@ def arrived(gateway) -> list:
 
 def test_an_absolute_target_means_its_path(gateway):
     body = b'{"model":"tiny"}'
-    head = f"POST https://x{CHAT}?q HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer llmf_demo\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"POST https://x{CHAT}?q HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer llmf_demo\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
     assert gateway["demo"].raw(head.encode() + body, 2).startswith(b"HTTP/1.1 200 ")
     (request,) = arrived(gateway)
     assert (request["path"], request["headers"]["host"]) == (CHAT, "localhost")

@@ -82,7 +82,8 @@ def test_site_finds_nothing_to_do(environment, inventory, hosts):
     assert job.rc == 0, problems(job)
     assert hosts <= set(job.recap["ok"])
     # What ran is what was installed.
-    origins = {e["event_data"]["task_path"] for e in job.events if "task_path" in e["event_data"]}
+    origins = {e["event_data"]["task_path"] for e in job.events if "task_path" in e.get("event_data", {})}
+    assert origins
     assert [origin for origin in origins if not origin.startswith(str(environment.collections))] == []
     assert {host: n for host, n in job.recap["changed"].items() if n} == {}
 

@@ -321,6 +321,9 @@ def test_the_log_says_who_and_what_and_keeps_the_rest_to_itself(gateway):
 def test_the_log_of_a_refusal_says_why(gateway):
     answer = gateway["demo"].ask("POST", '/v1/llmf_demo/"%22\\x', {"model": "tiny"})
     entry = gateway.bench.logged(answer.id)
-    assert entry.items() >= {"client": "demo", "model": "-", "instance": "-", "status": 404, "refused": "unknown_path"}.items()
+    assert (
+        entry.items()
+        >= {"client": "demo", "model": "-", "instance": "-", "status": 404, "refused": "unknown_path"}.items()
+    )
     assert "llmf_demo" not in json.dumps(entry)
     assert gateway.bench.logged(gateway["nobody"].chat().id)["refused"] == "missing_token"

@@ -7,8 +7,10 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
 
 import pytest
+import yaml
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,14 @@ def run(fleet, tmp_path):
     """Run a playbook with another catalog, and afterwards bring the fleet back to that of its inventory."""
 
     def with_catalog(models, *arguments, playbook="site", **options):
-        file = tmp_path / "catalog.json"
-        file.write_text(json.dumps({"llm_fleet_models": models}))
-        return fleet.playbook(playbook, "-e", f"@{file}", *arguments, **options)
+        lock = yaml.safe_load((fleet.state / "models.lock.yml").read_text())
+        for entry in models:
+            # A model that is only here is the file of `tiny` under another name.
+            lock["models"].setdefault(entry["name"], lock["models"]["tiny"])
+        (tmp_path / "models.lock.yml").write_text(yaml.safe_dump(lock))
+        variables = {"llm_fleet_models": models, "llm_fleet_lockfile": str(tmp_path / "models.lock.yml")}
+        (tmp_path / "variables.json").write_text(json.dumps(variables))
+        return fleet.playbook(playbook, "-e", f"@{tmp_path / 'variables.json'}", *arguments, **options)
 
     yield with_catalog
     fleet.playbook("site")
@@ -111,16 +118,18 @@ def test_a_run_for_one_node_leaves_the_gateways_whole(fleet, catalog, run):
     assert fleet.shell("gw1", "cat /etc/haproxy/haproxy.cfg") == before
 
 
-def test_an_unreachable_node_keeps_its_entries(fleet, catalog, run):
+def test_an_unreachable_node_keeps_its_entries(fleet, catalog, run, wait_until):
     """A catalog that changes while a node is away changes nothing of what that node holds."""
-    fleet.shell("gpu2", "systemctl stop ssh.socket ssh.service")
+    held = fleet.instances(host="gpu2")
+    subprocess.run(["docker", "stop", "-t", "5", fleet.container("gpu2")], check=True, capture_output=True)
     try:
-        held = fleet.instances(host="gpu2")
-        run([m for m in catalog if m["name"] != "tiny"], "-e", "ansible_ssh_timeout=5", check=False)
+        done = run([entry for entry in catalog if entry["name"] != "tiny"], check=False)
+        assert "unreachable=1" in done.stdout
         assert fleet.instances(host="gpu2") == held
         assert [i for i in fleet.instances(model="tiny") if i["host"] == "gpu1"] == []
     finally:
-        fleet.shell("gpu2", "systemctl start ssh.service")
+        subprocess.run(["docker", "start", fleet.container("gpu2")], check=True, capture_output=True)
+        wait_until(lambda: fleet.shell("gpu2", "systemctl is-active ssh docker", check=False).split() == ["active", "active"])
 
 
 def test_check_mode_lists_what_would_be_done_and_does_nothing(fleet, catalog, run):
@@ -146,19 +155,24 @@ def test_preflight_tells_all_faults_at_once_and_touches_nothing(fleet, catalog, 
     assert fleet.plan() == plan
 
 
-def test_a_wrong_digest_leaves_nothing_behind(fleet, catalog, run, tmp_path):
-    lock = tmp_path / "wrong.lock.yml"
-    text = (fleet.state / "models.lock.yml").read_text()
-    actual = re.search(r"sha256: ([0-9a-f]{64})", text).group(1)
-    lock.write_text(text.replace(actual, "0" * 64).replace("tiny:", "wrong:", 1))
+def test_a_wrong_digest_leaves_nothing_behind(fleet, catalog, tmp_path):
+    lock = yaml.safe_load((fleet.state / "models.lock.yml").read_text())
+    file = lock["models"]["tiny"]["1.0.0"]["files"][0]
+    actual, file["sha256"] = file["sha256"], "0" * 64
+    lock["models"]["wrong"] = lock["models"].pop("tiny")
+    (tmp_path / "models.lock.yml").write_text(yaml.safe_dump(lock))
     wrong = {**model(catalog, "tiny"), "name": "wrong", "replicas": 1}
-    done = run([wrong], "-e", f"llm_fleet_lockfile={lock}", check=False)
+    (tmp_path / "variables.json").write_text(
+        json.dumps({"llm_fleet_models": [wrong], "llm_fleet_lockfile": str(tmp_path / "models.lock.yml")})
+    )
+    done = fleet.playbook("site", "-e", f"@{tmp_path / 'variables.json'}", check=False)
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert "0" * 64 in output and actual in output and "tiny.gguf" in output
     for host in fleet.hosts("gpu_nodes"):
         store = fleet.shell(host, "find /var/lib/llm_fleet/store -name '*wrong*' -o -name '0000*' -o -name '*.part'")
         assert store == ""
+    fleet.playbook("site")
 
 
 @pytest.mark.parametrize("lost", ["all", "conflicting"])

@@ -82,7 +82,9 @@ class Engine:
             def do_POST(self):
                 self.seen(self.body())
                 engine.go.wait(30)
-                if engine.behaviour == "hang up":
+                if engine.key and self.headers["Authorization"] != f"Bearer {engine.key}":
+                    self.reply(401, {"error": "no key"})
+                elif engine.behaviour == "hang up":
                     self.close_connection = True
                 elif engine.behaviour == "stream":
                     self.stream()

@@ -69,6 +69,15 @@ def test_401_does_not_wait_for_the_body(gateway):
     assert gateway["nobody"].raw(head.encode(), timeout=1).startswith(b"HTTP/1.1 401 ")
 
 
+def test_a_refused_client_keeps_its_connection(gateway):
+    connection = gateway["demo"].open()
+    for path, status in ((CHAT, 404), ("/slots", 404), (CHAT, 404), ("/m/tiny" + CHAT, 200)):
+        connection.request("POST", path, b'{"model":"other"}', gateway["demo"].headers())
+        response = connection.getresponse()
+        assert (response.status, len(response.read()) > 10) == (status, True)
+    connection.close()
+
+
 # Which model
 
 
@@ -258,6 +267,13 @@ def test_502_where_the_engine_breaks_off_and_the_prompt_is_not_run_twice(gateway
         engine.behaviour = "hang up"
     gateway["demo"].chat().refused(502, "bad_gateway")
     assert len([r for engine in gateway.tiny for r in engine.requests]) == 1
+
+
+def test_502_where_the_engine_has_another_key(gateway):
+    """A gateway that is behind reaches a port that another model has by now: nobody gets that model's answer."""
+    gateway.private.key, key = "the-key-of-another-model", gateway.private.key
+    gateway["vip"].chat("private").refused(502, "bad_gateway")
+    gateway.private.key = key
 
 
 def test_503_where_no_instance_is_left(gateway):

@@ -106,12 +106,12 @@ def test_a_new_server_gets_nothing_until_it_is_let_in(fleet):
 
 def test_ready_waits_for_haproxys_own_check(fleet):
     fleet.engines[1].healthy = False
-    result = fleet.call("ready", FIRST, SECOND, timeout=4)
+    result = fleet.call("ready", FIRST, SECOND, timeout=2)
     assert result["failed"] and SECOND in result["msg"] and FIRST not in result["msg"]
     assert "503" in result["msg"] or "L7" in result["msg"]
     assert result["actions"] == [f"set {FIRST} ready"]
     assert fleet.ports() == {fleet.engines[0].port}
-    threading.Timer(2, setattr, (fleet.engines[1], "healthy", True)).start()
+    threading.Timer(1, setattr, (fleet.engines[1], "healthy", True)).start()
     assert fleet.call("ready", FIRST, SECOND)["actions"] == [f"set {SECOND} ready"]
     assert fleet.ports() == {engine.port for engine in fleet.engines}
 
@@ -119,8 +119,8 @@ def test_ready_waits_for_haproxys_own_check(fleet):
 def test_a_wrong_model_or_a_refused_key_is_not_let_in(fleet):
     fleet.engines[0].model = "other"
     fleet.engines[1].key = "changed"
-    time.sleep(4)  # what was found good before that is forgotten after three checks
-    assert fleet.call("ready", FIRST, SECOND, timeout=4)["failed"]
+    time.sleep(1.5)  # what was found good before that is forgotten after three checks
+    assert fleet.call("ready", FIRST, SECOND, timeout=2)["failed"]
     assert fleet.client.chat().status == 503
 
 
@@ -195,7 +195,7 @@ def test_a_server_that_is_down_can_be_drained(fleet):
     assert fleet.call("drain", FIRST)["changed"] is True
     assert fleet.call("drain", FIRST)["changed"] is False
     fleet.engines[0].healthy = True
-    time.sleep(3)
+    time.sleep(1)
     assert fleet.ports() == {fleet.engines[1].port}, "it came up again, but nobody let it in"
 
 

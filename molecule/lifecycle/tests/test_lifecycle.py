@@ -28,7 +28,7 @@ def run(fleet, tmp_path):
         lock = yaml.safe_load((fleet.state / "models.lock.yml").read_text())
         for entry in models:
             # A model that is only here is the file of `tiny` under another name.
-            lock["models"].setdefault(entry["name"], lock["models"]["tiny"])
+            lock["models"].setdefault(entry["name"], copy.deepcopy(lock["models"]["tiny"]))
         (tmp_path / "models.lock.yml").write_text(yaml.safe_dump(lock))
         variables = {"llm_fleet_models": models, "llm_fleet_lockfile": str(tmp_path / "models.lock.yml")}
         (tmp_path / "variables.json").write_text(json.dumps(variables))

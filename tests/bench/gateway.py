@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import operator
 import os
 import re
 import shutil
@@ -21,7 +22,22 @@ import time
 from pathlib import Path
 
 import yaml
-from harness import HERE, REPO, STATE, BenchError, ansible_version, fleet, main, on, playbook, report, rounds, run, say
+from harness import (
+    HERE,
+    REPO,
+    STATE,
+    BenchError,
+    ansible_version,
+    beside,
+    fleet,
+    main,
+    on,
+    playbook,
+    report,
+    rounds,
+    run,
+    say,
+)
 
 INVENTORY = HERE / "inventory" / "gateway.yml"
 GATEWAY, UPSTREAM = "10.203.2.10", "10.203.2.21"
@@ -202,9 +218,9 @@ def measure(token: str, port: int, options: argparse.Namespace) -> list[dict]:
         for name, figures in found.items():
             row = {"target": name, "body_bytes": len(text), **figures}
             for short, other in (("direct", found[DIRECT]), ("tls_only", found[BARE])):
-                row[f"rate_to_{short}"] = figures["requests_per_second"] / other["requests_per_second"]
+                row[f"rate_to_{short}"] = beside(figures, other, "requests_per_second", operator.truediv)
                 for quantile in ("p50_ms", "p99_ms"):
-                    row[f"{quantile}_over_{short}"] = figures[quantile] - other[quantile]
+                    row[f"{quantile}_over_{short}"] = beside(figures, other, quantile, operator.sub)
             rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     return rows
 
@@ -234,7 +250,7 @@ def bench() -> None:
         [
             f"req/s: {options.connections} connections, as fast as they go; ': x' is the ratio to x",
             f"p50, p99: 4 connections, at most {4000 // options.pause} requests/s; '+ x' are the ms more than x",
-            f"medians of {options.rounds} rounds in turn; connections stay open, so no TLS handshake is in it",
+            f"medians of {options.rounds} rounds, compared within each round; connections stay open, so no TLS handshake is in it",
             "load, gateway and upstream share the cores of one machine",
         ],
     )

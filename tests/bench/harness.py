@@ -116,6 +116,12 @@ def rounds(count: int, cases: dict[str, Callable[[], dict]]) -> dict[str, dict]:
     }
 
 
+def beside(figures: dict, other: dict, key: str, compare: Callable[[float, float], float]) -> float:
+    """The median of a comparison made in each round: what was measured within the same minute had the same machine."""
+    pairs = zip(figures["rounds"], other["rounds"])
+    return statistics.median(compare(one[key], two[key]) for one, two in pairs)
+
+
 def table(columns: dict[str, str], rows: list[dict]) -> str:
     """Rows as an aligned table with the headings of `columns`; numbers stand at the right."""
     cells = [list(columns.values()), *([_cell(row[key]) for key in columns] for row in rows)]

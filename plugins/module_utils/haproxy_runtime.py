@@ -62,11 +62,7 @@ class HAProxyRuntime:
         """Process ids of workers that only serve what they had before the last reload."""
         if not self.master:
             return []
-        try:
-            text = self._send(self.master, "show proc")
-        except RuntimeFailure:
-            return []
-        old = text.partition("# old workers")[2]
+        old = self._send(self.master, "show proc").partition("# old workers")[2]
         return re.findall(r"^(\d+)\s+worker\b", old, re.MULTILINE)
 
     def servers(self, pid: str = "") -> dict[tuple[str, str], dict]:
@@ -92,10 +88,12 @@ class HAProxyRuntime:
         return counts
 
     def _old(self, pid: str) -> dict[tuple[str, str], dict]:
-        """The servers of an old worker, which may end at any moment."""
+        """The servers of an old worker; none if it has ended meanwhile."""
         try:
             return self.servers(pid)
         except RuntimeFailure:
+            if pid in self.old_workers():
+                raise
             return {}
 
     def set_state(self, server: tuple[str, str], state: str) -> None:
@@ -121,12 +119,13 @@ class HAProxyRuntime:
         return [pid for pid in ["", *self.old_workers()] if self._read_old(path, pid) not in (None, entries)]
 
     def _read_old(self, path: str, pid: str) -> dict[str, str] | None:
+        """A map of a worker; None if it has ended meanwhile."""
         try:
             return self.read_map(path, pid)
         except RuntimeFailure:
-            if pid:
-                return None  # it ended meanwhile
-            raise
+            if not pid or pid in self.old_workers():
+                raise
+            return None
 
     def replace_map(self, path: str, entries: dict[str, str], pid: str = "") -> None:
         """Exchange all entries of a map at once."""

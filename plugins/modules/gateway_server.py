@@ -163,12 +163,12 @@ class GatewayServers:
                 self.runtime.set_state(key, "drain")
         while waiting:
             rows = self.runtime.servers()
-            for key in [key for key in waiting if is_up(rows[key])]:
+            for key in [key for key in waiting if is_up(rows.get(key, {}))]:
                 self.runtime.set_state(key, "ready")
                 self.note(key)
                 waiting = [other for other in waiting if other != key]
             if waiting and not self.time_is_left():
-                why = "; ".join(f"{self.names[key]}: {check(rows[key])}" for key in waiting)
+                why = "; ".join(f"{self.names[key]}: {check(rows.get(key, {}))}" for key in waiting)
                 self.module.fail_json(
                     msg=f"Not up after {self.module.params['timeout']} s, and still without requests: {why}. "
                     "Look at the engine's log on its node.",
@@ -227,7 +227,7 @@ def is_up(row: dict) -> bool:
 
 def check(row: dict) -> str:
     """The result of the last health check; a star in front means that the next one is under way."""
-    return f"{row['check_status'].lstrip('* ')} {row.get('check_desc', '')}".strip() or "not checked yet"
+    return f"{row.get('check_status', '').lstrip('* ')} {row.get('check_desc', '')}".strip() or "not checked yet"
 
 
 def main() -> None:

@@ -262,3 +262,9 @@ def test_check_mode_changes_nothing_and_works_without_haproxy(fleet, tmp_path):
     nowhere = {"socket": str(tmp_path / "none"), "check_mode": True}
     assert fleet.call("ready", FIRST, SECOND, **nowhere)["actions"] == [f"set {FIRST} ready", f"set {SECOND} ready"]
     assert "does not answer" in fleet.call("ready", FIRST, socket=str(tmp_path / "none"))["msg"]
+
+
+def test_a_master_that_does_not_answer_is_no_proof_that_all_requests_have_ended(fleet, tmp_path):
+    fleet.call("ready", FIRST)
+    result = fleet.call("drain", FIRST, master_socket=str(tmp_path / "none"))
+    assert result["failed"] and str(tmp_path / "none") in result["msg"]

@@ -70,7 +70,7 @@ unit: venv ## Run the unit tests (ARGS="-k name" for some of them)
 molecule: venv images ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
 	@status=0; for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
 	    echo "▸ molecule: $$scenario"; \
-	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1; \
+	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
 	    $(WITH_VENV) molecule test --scenario-name $$scenario || { status=$$?; break; }; \
 	done; \
 	if [ -z "$(KEEP)" ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; exit $$status

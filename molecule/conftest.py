@@ -164,6 +164,8 @@ class Fleet:
             cwd=REPO, check=False, capture_output=True, text=True, timeout=900,
             env={
                 **os.environ,
+                # Molecule forces colours, and they would stick to what a test reads.
+                "ANSIBLE_FORCE_COLOR": "0",
                 "ANSIBLE_NOCOLOR": "1",
                 "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(STATE / "facts"),
                 "PATH": f"{BIN}:{os.environ['PATH']}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import settings_check
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
@@ -128,7 +128,7 @@ def _memory(value: Any, where: str, faults: list[Fault]) -> str | None:
 _MODEL = record({
     "name": required(words.MODEL_NAME),
     "version": required(words.VERSION),
-    "versions": required(map_of(words.VERSION, record({"source": required(words.source)}))),
+    "versions": required(map_of(words.VERSION, record({"source": required(source_url.check)}))),
     "engine": required(words.WORD),
     "settings": optional(anything, default={}),  # the engine's profile checks them
     "context": optional(whole(1, 2**24), default=4096),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
     anything,
@@ -114,7 +114,7 @@ _FILE = record({
 })
 
 _VERSION = record({
-    "source": required(words.source),
+    "source": required(source_url.check),
     "format": required(words.WORD),
     "size": required(whole(0)),
     "files": required(list_of(_FILE, least=1)),

@@ -6,12 +6,7 @@ They end up in paths, URLs, labels and configuration files, so they are ASCII an
 """
 from __future__ import annotations
 
-import re
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
-
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import show, text, wrong
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import text
 
 _LIKE = "digits, '.', '_' and '-', 63 characters at most, the first one a letter or digit"
 
@@ -47,36 +42,3 @@ SIZE = text("[1-9][0-9]{0,9}[kmgt]", "a size", "a whole number and a unit k, m, 
 def size_bytes(size: str) -> int:
     """The number of bytes that a checked size such as '8g' means."""
     return int(size[:-1]) * _UNITS[size[-1]]
-
-
-_URL_ADVICE = "write file:///path or https://host:port/path"
-
-
-def source(value: Any, where: str, faults: list[Fault]) -> str | None:
-    """Where the files of a model version come from: a path on the controller, or a web server."""
-    # No message shows the address: it may hold a password.
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z][a-z0-9+.-]*://[\x20-\x7e]+", value):
-        return wrong(faults, "this is not a URL", where, _URL_ADVICE)
-    try:
-        parts = urlsplit(value)
-        problem, fix = _source_problem(parts, parts.port)
-    except ValueError:
-        problem, fix = "this is not a URL", _URL_ADVICE
-    return wrong(faults, problem, where, fix) if problem else str(value)
-
-
-def _source_problem(parts: SplitResult, port: int | None) -> tuple:
-    """What is wrong with the parts of a URL, and what to do about it."""
-    if parts.scheme == "file":
-        if parts.netloc or not parts.path.startswith("/"):
-            return "the path is not absolute", "write three slashes, as in file:///srv/models/tiny.gguf"
-        return None, None
-    if parts.scheme not in ("http", "https"):
-        return f"{show(parts.scheme)} is not a known kind of source", "use file://, http:// or https://"
-    if "@" in parts.netloc:
-        return "the URL holds a user name or password", "take it out: catalog and lockfile are kept in git"
-    if not parts.hostname or port == 0:
-        return "the URL names no host that can be asked", _URL_ADVICE
-    if " " in parts.geturl() or parts.fragment:
-        return "the URL has a space or a '#' in it", "write them as %20 and %23"
-    return None, None

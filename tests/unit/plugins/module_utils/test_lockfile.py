@@ -73,7 +73,7 @@ FILE = ("models", "tiny", "1.0.0", "files", 0)
         (("images", "llamacpp", "tag"), "latest", "images.llamacpp"),
         (("models", "tiny"), [], "models.tiny"),
         (("models", "tiny", "1.0"), LOCK["models"]["tiny"]["1.0.0"], "models.tiny.1.0"),
-        (("models", "tiny", "1.0.0", "source"), "s3://x/y", "models.tiny.1.0.0.source"),
+        (("models", "tiny", "1.0.0", "source"), "ftp://x/y", "models.tiny.1.0.0.source"),
         (("models", "tiny", "1.0.0", "format"), None, "models.tiny.1.0.0"),
         (("models", "tiny", "1.0.0", "size"), 13, "models.tiny.1.0.0.size"),
         (("models", "tiny", "1.0.0", "files"), [], "models.tiny.1.0.0.files"),

@@ -6,6 +6,7 @@ They end up in paths, URLs, labels and configuration files, so they are ASCII an
 """
 from __future__ import annotations
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import semver
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import text
 
 _LIKE = "digits, '.', '_' and '-', 63 characters at most, the first one a letter or digit"
@@ -25,15 +26,12 @@ IMAGE = text(
     "registry:port/name without a tag: the digest decides",
 )
 
-# https://semver.org, but with an end to its length
-_NUMBER = "(?:0|[1-9][0-9]{0,17})"
-_LABEL = f"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 VERSION = text(
-    rf"(?=.{{5,63}}\Z){_NUMBER}\.{_NUMBER}\.{_NUMBER}"
-    rf"(?:-{_LABEL}(?:\.{_LABEL})*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?",
+    rf"(?=.{{5,63}}\Z){semver.PATTERN}",
     "a semantic version",
     "three numbers with dots between, as in 1.0.0 or 2.1.0-rc.1",
 )
+DIGEST = text("sha256:[0-9a-f]{64}", "a digest", "sha256: and 64 digits 0-9, a-f")
 
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}  # as Docker understands them
 SIZE = text("[1-9][0-9]{0,9}[kmgt]", "a size", "a whole number and a unit k, m, g or t, as in 512m or 8g")

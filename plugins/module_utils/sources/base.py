@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What every kind of source can do: say which files a version has, and where the bytes of each one are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import Settings
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Request, Web
+
+OLLAMA_BLOB = re.compile(r"blobs/sha256-[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a source: its path there, and what the source says about it. What it does not say is None."""
+
+    path: str
+    size: int | None
+    sha256: str | None
+    content: bytes | None = None  # small files that the source's API already handed over
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a source means today: the address that will mean the same tomorrow, and its files."""
+
+    source: str
+    files: tuple[RemoteFile, ...]
+    format: str | None
+    licence: str | None
+
+
+class Source:
+    """A place that model files come from. `resolve` asks it what it has; `locate` needs a pinned URL, and is cheap."""
+
+    def __init__(self, url: SourceUrl, settings: Settings) -> None:
+        self.url = url
+        self.settings = settings
+
+    @cached_property
+    def web(self) -> Web:
+        return Web(
+            ca_path=self.settings.ca_path or None,
+            validate_certs=self.settings.validate_certs,
+            proxy=self.settings.proxy or None,
+            timeout=self.settings.timeout,
+            retries=self.settings.retries,
+        )
+
+    def resolve(self) -> Resolution:
+        raise NotImplementedError
+
+    def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
+        """Where the bytes of one file are; `path` is its path at the source."""
+        raise NotImplementedError
+
+    def selected(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
+        """Those that the URL's `?files=` asks for, or all. As on the hub, '*' stands for any characters, '/' among them."""
+        found = sorted(files, key=lambda file: file.path)
+        patterns = self.url.options.get("files")
+        if not patterns:
+            return found
+        for pattern in patterns:
+            if not any(fnmatchcase(file.path, pattern) for file in found):
+                raise ArtifactError(
+                    f"no file matches '{pattern}'",
+                    self.url.text,
+                    f"it has {_some(file.path for file in found)}; upper and lower case matter",
+                )
+        return [file for file in found if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
+
+
+def guess_format(paths: Iterable[str]) -> str:
+    """What an engine would see in these files: gguf, safetensors, an Ollama store, or just files."""
+    names = set(paths)
+    last = {path.rpartition("/")[2] for path in names}
+    if any(OLLAMA_BLOB.fullmatch(path) for path in names) and any(path.startswith("manifests/") for path in names):
+        return "ollama"
+    if any(name.endswith(".safetensors") for name in last) and "config.json" in last:
+        return "safetensors"
+    if any(name.lower().endswith(".gguf") for name in last) and not any(is_weight(name) for name in names):
+        return "gguf"
+    return "files"
+
+
+def is_weight(path: str) -> bool:
+    """Whether a file holds weights in another format than GGUF."""
+    return path.lower().endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx"))
+
+
+def _some(paths: Iterable[str], most: int = 5) -> str:
+    names = list(paths)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) or "no files"

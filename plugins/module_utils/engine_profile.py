@@ -6,6 +6,7 @@ Strings that reach the engine may hold placeholders such as {port} or {model}; {
 """
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ PLACEHOLDERS = {
     "context": "tokens per request",
     "parallel": "requests at once",
     "total_context": "context times parallel",
+    "manifest_digest": "sha256 of the manifest in an Ollama store, 64 digits; empty for other formats",
 }
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -133,6 +135,18 @@ def _http_faults(http: dict[str, Any], where: str) -> Iterator[Fault]:
     for index, probe in enumerate(http["ready"]):
         if probe.get("status") is None and probe.get("contains") is None:
             yield Fault("the probe expects nothing", f"{where}.ready[{index}]", "add 'status' or 'contains'")
+        if probe.get("final") and probe.get("contains") is None:
+            yield Fault("'final' needs 'contains'", f"{where}.ready[{index}]", "say what the answer has to contain")
+    if http.get("preload"):
+        yield from _preload_faults(http["preload"], f"{where}.preload.body")
+
+
+def _preload_faults(preload: dict[str, Any], where: str) -> Iterator[Fault]:
+    """The body must be JSON once its placeholders are filled in."""
+    try:
+        json.loads(fill(preload["body"], dict.fromkeys(PLACEHOLDERS, 1)))
+    except ValueError as error:
+        yield Fault(f"the body is not JSON: {error}", where, 'write it as in \'{{"model":"{model}"}}\'')
 
 
 _FLAG = text(r"-{1,2}[A-Za-z0-9][A-Za-z0-9_.-]*", "a flag", "one word that begins with '-'")
@@ -141,6 +155,13 @@ _PLAIN_PATH = "(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)+"
 _DIRECTORY = text(_PLAIN_PATH, "an absolute path", "one such as /tmp")
 _PATH = text(_PLAIN_PATH, "a plain path", "one such as /v1/models, without '?' or '%'")
 _ROUTE = text(f"(?:GET|POST) {_PLAIN_PATH}", "a method and a plain path", "them as in POST /v1/completions")
+
+_NAME = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_IMAGE = text(
+    f"[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{{1,5}})?/{_NAME}(?:/{_NAME})*:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}",
+    "an image with its tag",
+    "registry/repository:tag; its digest is found when it is locked",
+)
 
 _SETTING = record({
     "type": required(one_of("int", "float", "str", "bool", "list")),
@@ -155,6 +176,8 @@ _SETTING = record({
 
 _CONTAINER = record({
     "port": required(whole(1024, 65535)),
+    # In place of the image's own. Without it, `command` goes to that one.
+    "entrypoint": optional(list_of(_template), default=[]),
     "command": required(list_of(list_of(_template, least=1))),
     "environment": required(map_of(words.VARIABLE, _template)),
     "read_only": required(schema.flag),
@@ -175,7 +198,11 @@ _HTTP = record({
         "path": required(_PATH),
         "status": optional(whole(100, 599)),
         "contains": optional(_template),
+        # What the engine answers here stays as it is while it runs: without `contains` there is no use in waiting.
+        "final": optional(schema.flag),
     }), least=1)),
+    # Sent once to an engine that answers and has not loaded its model yet. The answer comes when it has.
+    "preload": optional(record({"path": required(_PATH), "body": required(_template)})),
     "metrics": optional(_PATH),
     "busy": optional(record({"metric": required(text("[a-zA-Z_:][a-zA-Z0-9_:]*", "a metric", "its name"))})),
 })
@@ -184,6 +211,8 @@ _PROFILE = record({
     "name": required(words.WORD),
     "description": required(words.PROSE),
     "status": required(one_of("supported", "legacy", "experimental")),
+    # What is locked where llm_fleet_engine_images names no other.
+    "image": optional(_IMAGE),
     "formats": required(list_of(words.WORD, least=1)),
     "container": required(_CONTAINER),
     "settings": required(map_of(words.WORD, _SETTING)),

@@ -16,6 +16,9 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import 
 
 MODEL_DIR = "/models"  # where a container sees the files of its model, read-only
 MIB = 2**20
+MANIFESTS = "manifests/"  # where the one manifest of an Ollama store is
+# What a node has to know of a file; `from` and `content` are left out where the lockfile has none.
+FILE_KEYS = ("path", "size", "sha256", "from", "content")
 
 # Where a release may run and whom it serves is left out, and so is where its files came from: the digests
 # already say what they are.
@@ -30,7 +33,7 @@ def build_release(
     All arguments have passed their checks (check_profile, check_catalog, parse_lockfile).
     """
     files = [
-        {"path": file["path"], "size": file["size"], "sha256": file["sha256"]}
+        {key: file[key] for key in FILE_KEYS if file.get(key) is not None}
         for file in sorted(lock_entry["files"], key=lambda file: file["path"])
     ]
     record = {
@@ -72,7 +75,7 @@ def wanted_releases(
 def engine_interfaces(profiles: dict[str, Any], used: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What gateways and probes have to know of the engines in use: {engine: its public paths, probes, ...}.
 
-    Placeholders in `ready` are left for engine_profile.fill: they differ from model to model.
+    Placeholders in `ready` and `preload` are left for engine_profile.fill: they differ from model to model.
     """
     return {
         engine: {
@@ -81,6 +84,7 @@ def engine_interfaces(profiles: dict[str, Any], used: Iterable[str]) -> dict[str
             "api_key": profiles[engine].get("api_key") is not None,
             "busy": profiles[engine]["http"].get("busy"),
             "metrics": profiles[engine]["http"].get("metrics"),
+            "preload": profiles[engine]["http"].get("preload"),
         }
         for engine in sorted(set(used))
     }
@@ -97,6 +101,7 @@ def placeholder_values(record: dict[str, Any], port: int) -> dict[str, Any]:
         "context": record["context"],
         "parallel": record["parallel"],
         "total_context": record["context"] * record["parallel"],
+        "manifest_digest": next((file["sha256"] for file in record["files"] if file["path"].startswith(MANIFESTS)), ""),
     }
 
 
@@ -106,7 +111,9 @@ def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str,
     values = placeholder_values(record, container["port"])
     flags, variables = _settings(profile["settings"], model.get("settings") or {})
     environment = {name: fill(value, values) for name, value in container["environment"].items()}
+    entrypoint = [fill(word, values) for word in container.get("entrypoint") or []]
     return {
+        **({"entrypoint": entrypoint} if entrypoint else {}),
         "command": [fill(word, values) for words in container["command"] for word in words] + flags,
         "environment": {**environment, **variables},
         "port": container["port"],

@@ -10,8 +10,10 @@ short_description: Waits until engine instances answer
 version_added: 0.1.0
 description:
   - Runs on the node and asks each instance what its engine's profile says (C(http.ready)), at the address that gateways use.
-  - Gives up early on an instance that is gone or keeps stopping, and shows the end of its log.
-  - Changes nothing.
+  - Where an engine loads its model on request only (C(http.preload)), it is asked to, once it answers.
+  - Gives up early on an instance that is gone, keeps stopping, serves other files than those that were locked, or refuses
+    to load its model; and shows the end of its log.
+  - Changes nothing on the host.
 options:
   instances:
     description:
@@ -23,7 +25,7 @@ options:
     required: true
   interfaces:
     description:
-      - The plan's C(engines), of which only C(ready) is read.
+      - The plan's C(engines), of which C(ready) and C(preload) are read.
       - For an engine that has no checks here, Docker's health check decides.
     type: dict
     default: {}

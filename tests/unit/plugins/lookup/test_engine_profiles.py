@@ -83,3 +83,25 @@ def test_llamacpp_takes_a_typical_set_of_settings(llamacpp):
     faults = []
     settings_check(llamacpp)({"threads": 4, "gpu_layers": 99, "flash_attn": "on", "tensor_split": [3, 1]}, "s", faults)
     assert faults == []
+
+
+@pytest.fixture
+def ollama():
+    return yaml.safe_load((BUILT_IN / "ollama.yml").read_text(encoding="utf-8"))
+
+
+def test_ollama_shows_clients_nothing_of_its_own_api(ollama):
+    # A body there may unload the model, load it with another context, or pull and delete models.
+    assert all(route.split()[1].startswith("/v1/") for route in ollama["http"]["public"])
+
+
+def test_ollama_gives_no_setting_that_the_fleet_decides_itself(ollama):
+    variables = set(ollama["container"]["environment"]) | {"OLLAMA_DEBUG", "OLLAMA_DEBUG_LOG_REQUESTS", "OLLAMA_REMOTES"}
+    assert not variables & {spec.get("env") for spec in ollama["settings"].values()}
+
+
+def test_ollama_serves_a_store_that_it_cannot_change(ollama):
+    container = ollama["container"]
+    assert container["read_only"] and not container["writable"]
+    assert container["environment"]["OLLAMA_MODELS"] == "/models"
+    assert any(container["environment"]["HOME"].startswith(path) for path in container["tmpfs"])

@@ -20,9 +20,11 @@ PROFILE = {
     "name": "echo",
     "description": "An engine for tests.",
     "status": "experimental",
+    "image": "registry.example:5000/engines/echo:1.0",
     "formats": ["gguf"],
     "container": {
         "port": 8080,
+        "entrypoint": ["/bin/echo"],
         "command": [["--port", "{port}"], ["--quiet"]],
         "environment": {"MODEL": "{model}"},
         "read_only": True,
@@ -46,6 +48,7 @@ PROFILE = {
         "ready": [{"path": "/health", "status": 200}, {"path": "/v1/models", "contains": '{{"id":"{model}"}}'}],
         "metrics": "/metrics",
         "busy": {"metric": "echo:busy"},
+        "preload": {"path": "/load", "body": '{{"model":"{model}"}}'},
     },
 }
 
@@ -63,7 +66,10 @@ def test_a_sound_profile_has_no_fault():
     assert check_profile(PROFILE, "echo.yml") == []
 
 
-@pytest.mark.parametrize("path", [("api_key",), ("http", "busy"), ("container", "tmpfs")])
+@pytest.mark.parametrize(
+    "path",
+    [("api_key",), ("image",), ("http", "busy"), ("http", "preload"), ("container", "tmpfs"), ("container", "entrypoint")],
+)
 def test_an_engine_need_not_have_everything(path):
     assert check_profile(changed(*path, to=[] if path[-1] == "tmpfs" else None), "echo.yml") == []
 
@@ -105,7 +111,15 @@ def test_an_engine_need_not_have_everything(path):
         (("http", "ready"), [], "http.ready"),
         (("http", "ready"), [{"path": "/health"}], "http.ready[0]"),
         (("http", "ready"), [{"path": "/health", "contains": "{x}"}], "http.ready[0].contains"),
+        (("http", "ready"), [{"path": "/health", "status": 200, "final": True}], "http.ready[0]"),
         (("http", "metrics"), None, "http"),
+        (("http", "preload"), {"path": "/load"}, "http.preload"),
+        (("http", "preload"), {"path": "/load?x", "body": "{{}}"}, "http.preload.path"),
+        (("http", "preload"), {"path": "/load", "body": '{{"model":{model}}'}, "http.preload.body"),
+        (("http", "preload"), {"path": "/load", "body": "model={model}"}, "http.preload.body"),
+        (("image",), "registry.example/echo", "image"),
+        (("image",), "echo:1.0", "image"),
+        (("container", "entrypoint"), ["{prot}"], "container.entrypoint[0]"),
     ],
 )
 def test_one_slip_is_one_fault_in_its_place(path, value, where):

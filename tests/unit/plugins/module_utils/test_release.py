@@ -92,6 +92,24 @@ def test_the_record_holds_all_that_a_node_needs():
     assert json.loads(json.dumps(record)) == record
 
 
+def test_a_file_keeps_what_the_lockfile_says_of_where_it_comes_from():
+    files = [
+        {"path": "a", "size": 1, "sha256": "a" * 64, "from": "there/a.gguf"},
+        {"path": "b", "size": 1, "sha256": "b" * 64, "content": "x", "from": None},
+    ]
+    record = build(locked={**LOCKED, "files": files})
+    assert record["files"] == [files[0], {"path": "b", "size": 1, "sha256": "b" * 64, "content": "x"}]
+    plain = [{key: file[key] for key in ("path", "size", "sha256")} for file in files]
+    assert record["release"] == build(locked={**LOCKED, "files": plain})["release"]
+
+
+def test_the_manifest_of_an_ollama_store_is_named_by_its_digest():
+    manifest = {"path": "manifests/registry.ollama.ai/library/tiny/latest", "size": 1, "sha256": "c" * 64}
+    record = build(locked={**LOCKED, "files": [*LOCKED["files"], manifest]})
+    assert placeholder_values(record, 1)["manifest_digest"] == "c" * 64
+    assert placeholder_values(build(), 1)["manifest_digest"] == ""
+
+
 def test_every_placeholder_of_a_profile_has_a_value():
     assert set(placeholder_values(build(), 8080)) == set(PLACEHOLDERS)
 
@@ -145,6 +163,7 @@ CHANGES = {
     "file path": {"locked": {**LOCKED, "files": [{**LOCKED["files"][0], "path": "c.gguf"}, LOCKED["files"][1]]}},
     "file less": {"locked": {**LOCKED, "files": LOCKED["files"][1:]}},
     "command": {"profile": {**PROFILE, "container": {**PROFILE["container"], "command": [["-x"]]}}},
+    "entrypoint": {"profile": {**PROFILE, "container": {**PROFILE["container"], "entrypoint": ["/bin/x", "{model}"]}}},
     "hardening": {"profile": {**PROFILE, "container": {**PROFILE["container"], "read_only": False}}},
 }
 
@@ -221,5 +240,6 @@ def test_interfaces_are_of_the_engines_in_use_only():
         "api_key": True,
         "busy": None,
         "metrics": "/metrics",
+        "preload": None,
     }
     assert interfaces["open"]["api_key"] is False

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import source_url, words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import semver, source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import settings_check
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
@@ -79,11 +79,27 @@ def _label(entry: Any, index: int) -> object:
 
 
 def _version_faults(model: dict, where: str) -> Iterator[Fault]:
-    """The wanted version must be one that the model has."""
-    version, versions = model["version"], model["versions"]
-    if version is not None and versions is not None and version not in versions:
-        advice = suggestion(version, versions, "versions")
-        yield Fault(f"version {version} is not among the model's versions", f"{where}.version", advice)
+    """The wanted version must be one that the model has, and a constraint must allow one."""
+    wanted, versions = model["version"], model["versions"]
+    if wanted is None or versions is None:
+        return
+    if not semver.is_version(wanted):
+        if semver.select(wanted, versions) is None:
+            known = ", ".join(sorted(versions, key=semver.order)) or "none yet"
+            yield Fault(f"'{wanted}' allows none of the model's versions", f"{where}.version", f"there are: {known}")
+    elif wanted not in versions:
+        advice = suggestion(wanted, versions, "versions")
+        yield Fault(f"version {wanted} is not among the model's versions", f"{where}.version", advice)
+
+
+def _wanted_version(value: Any, where: str, faults: list[Fault]) -> str | None:
+    """A version, or a constraint that becomes one when the fleet is locked."""
+    if semver.is_constraint(value) and not semver.is_version(value):
+        return str(value)
+    mine: list[Fault] = []
+    found = words.VERSION(value, where, mine)
+    faults += [fault._replace(fix=f"{fault.fix}, or a constraint such as '~1.2' or 'latest'") for fault in mine]
+    return found
 
 
 def _choose_engine(model: dict, where: str, profiles: dict[str, Any], faults: list[Fault]) -> None:
@@ -125,9 +141,13 @@ def _memory(value: Any, where: str, faults: list[Fault]) -> str | None:
     return size
 
 
+def _prose_or_none(value: Any, where: str, faults: list[Fault]) -> str | None:
+    return "" if value == "" else words.PROSE(value, where, faults)
+
+
 _MODEL = record({
     "name": required(words.MODEL_NAME),
-    "version": required(words.VERSION),
+    "version": required(_wanted_version),
     "versions": required(map_of(words.VERSION, record({"source": required(source_url.check)}))),
     "engine": required(words.WORD),
     "settings": optional(anything, default={}),  # the engine's profile checks them
@@ -146,6 +166,8 @@ _MODEL = record({
         }),
         default={},
     ),
+    "smoke": optional(list_of(record({"prompt": required(words.PROSE), "expect": optional(words.PROSE)})), default=[]),
+    "intent": optional(_prose_or_none, default=""),
 })
 
 _CLIENT = record({

@@ -22,27 +22,64 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 DEEPEST = 32  # libyaml's loader recurses, and crashes the process where data nest without end
 
 
+class Lines:
+    """Where the parts of a text stand, under the names that the schema's checks have for places."""
+
+    def __init__(self, root: Any = None) -> None:
+        self._root = root
+        self._found: dict[str, int] = {}
+
+    def of(self, place: str) -> int | None:
+        """The line of a place such as 'models.tiny.files[0]'; '' is the whole. None where there is no such place."""
+        if not self._found and self._root is not None:
+            self._found[""] = self._root.start_mark.line + 1
+            self._note(self._root, "")
+        return self._found.get(place)
+
+    def _note(self, node: Any, place: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
+                self._add(f"{place}.{name}" if place else name, key, value)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._add(f"{place}[{index}]", item, item)
+
+    def _add(self, place: str, start: Any, value: Any) -> None:
+        self._found.setdefault(place, start.start_mark.line + 1)
+        self._note(value, place)
+
+
 def load_yaml(text: Any, name: str) -> tuple[Any, list[Fault]]:
     """The data in `text`, or None and what is wrong with it; `name` is the file's name for messages."""
+    data, faults, _lines = load_with_lines(text, name)
+    return data, faults
+
+
+def load_with_lines(text: Any, name: str) -> tuple[Any, list[Fault], Lines]:
+    """The same, and where each part of the data stands."""
     if not HAS_YAML:
-        return None, [Fault("PyYAML is missing on the controller", name, "install the Python package PyYAML")]
+        return None, [Fault("PyYAML is missing on the controller", name, "install the Python package PyYAML")], Lines()
     if not isinstance(text, str):
-        return None, [Fault("this is not a text file", name, "write it in YAML")]
+        return None, [Fault("this is not a text file", name, "write it in YAML")], Lines()
     # libyaml where there is one: ten times as fast on a long lockfile.
     loader_class = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         faults = list(_event_faults(yaml.parse(text, loader_class), name))
         if faults:
-            return None, faults
+            return None, faults, Lines()
         loader = loader_class(text)
         node = loader.get_single_node()
         faults = list(_repeated_keys(node, name))
-        return (None, faults) if faults or node is None else (loader.construct_document(node), [])
+        if faults or node is None:
+            return None, faults, Lines()
+        lines = Lines(node)
+        return loader.construct_document(node), [], lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        return None, [Fault(f"this is not YAML: {error.problem or error.context}", _line(name, mark), "correct it")]
+        return None, [Fault(f"this is not YAML: {error.problem or error.context}", _line(name, mark), "correct it")], Lines()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99, or broken Unicode
-        return None, [Fault(f"this is not YAML: {str(error).splitlines()[0]}", name, "correct it")]
+        return None, [Fault(f"this is not YAML: {str(error).splitlines()[0]}", name, "correct it")], Lines()
 
 
 def _event_faults(events: Iterator[Any], name: str) -> Iterator[Fault]:

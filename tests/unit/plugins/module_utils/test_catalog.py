@@ -70,6 +70,8 @@ def test_what_is_written_is_kept():
         access=["*"],
         queue=0,
         limits={"memory": "8g", "cpus": 2, "pids": 100},
+        smoke=[{"prompt": "Say hello", "expect": "hello"}],
+        intent="answers questions about orders",
     )
     models, _clients, faults = check(copy.deepcopy(written))
     assert faults == []
@@ -90,7 +92,11 @@ def test_checking_twice_changes_nothing():
         ({"version": "1.1.0"}, "version", "1.1.0 is not among"),
         ({"version": 1.0}, "version", "in quotes"),
         ({"version": "1.0"}, "version", "semantic version"),
+        ({"version": "~1.2"}, "version", "'~1.2' allows none"),
+        ({"version": ">=2"}, "version", "1.0.0"),
+        ({"version": "1.x"}, "version", "a constraint such as"),
         ({"versions": {}}, "version", "not among"),
+        ({"versions": {}, "version": "latest"}, "version", "none yet"),
         ({"versions": {"1.0.0": {"source": "ftp://h/a"}}}, "versions.1.0.0.source", "'ftp'"),
         ({"versions": {"1.0.0": {}}}, "versions.1.0.0", "'source' is missing"),
         ({"versions": {"1.0.0": {"source": "file:///a"}, "1.1": {"source": "file:///b"}}}, "versions.1.1", "semantic"),
@@ -121,6 +127,10 @@ def test_checking_twice_changes_nothing():
         ({"limits": {"memory": "63m"}}, "limits.memory", "64m"),
         ({"limits": {"cpus": 0}}, "limits.cpus", "number"),
         ({"limits": {"pids": 1}}, "limits.pids", "whole number"),
+        ({"smoke": [{"expect": "x"}]}, "smoke[0]", "'prompt' is missing"),
+        ({"smoke": [{"prompt": "x", "expects": "x"}]}, "smoke[0]", "'expect'"),
+        ({"smoke": [{"prompt": " "}]}, "smoke[0].prompt", "a text"),
+        ({"intent": 1}, "intent", "a text"),
     ],
 )
 def test_one_slip_is_one_fault_that_says_where_and_what(changes, where, words):
@@ -171,6 +181,12 @@ def test_without_hosts_no_placement_is_blamed():
     assert check(model(placement={"hosts": ["gpu9"]}), hosts=[])[2] == []
 
 
+@pytest.mark.parametrize("wanted", ["latest", "~1", "~1.0", "^1.0", ">=1 <2", "=1.0.0"])
+def test_a_constraint_stays_one(wanted):
+    models, _clients, faults = check(model(version=wanted))
+    assert faults == [] and models[0]["version"] == wanted
+
+
 def test_all_faults_come_at_once():
     faults = check(model(engine="vlm", version="2", access=["x"], replicas=-1), model(name="b", gpus=-1), clients=[])[2]
     assert [fault.where.partition("].")[2] for fault in faults] == [
@@ -189,7 +205,7 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 KEYS = ["name", "version", "versions", "engine", "settings", "context", "parallel", "replicas", "gpus", "placement"]
-KEYS += ["access", "queue", "limits", "unknown"]
+KEYS += ["access", "queue", "limits", "smoke", "intent", "unknown"]
 
 
 @given(st.data())

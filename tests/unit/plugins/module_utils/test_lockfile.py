@@ -2,41 +2,61 @@
 # Copyright (c) localfirst.llm_fleet contributors
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, exact_versions, parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile, version_digest
 
 NAME = "models.lock.yml"
 DIGEST = "ab" * 32
+MANIFEST = '{"schemaVersion": 2,\n "layers": ["ä"]}\n'
+FILES = [
+    {"path": "extra/card.md", "size": 2, "sha256": "cd" * 32, "from": "README.md"},
+    {"path": "manifest", "size": len(MANIFEST.encode()), "sha256": hashlib.sha256(MANIFEST.encode()).hexdigest(), "content": MANIFEST},
+    {"path": "tiny.gguf", "size": 10, "sha256": DIGEST},
+]
+
+
+def entry(files=FILES, **other):
+    return {
+        "source": "https://models.example/tiny",
+        "format": "gguf",
+        "size": sum(file["size"] for file in files),
+        "digest": version_digest(files),
+        "files": files,
+        **other,
+    }
+
+
+ASKED = {"asked": "oci://registry.example/tiny:1.0.0", "source": f"oci://registry.example/tiny@sha256:{DIGEST}"}
 LOCK = {
     "lockfile": 1,
-    "images": {"llamacpp": {"image": "registry.example:5000/llamacpp", "digest": f"sha256:{DIGEST}"}},
-    "models": {
-        "tiny": {
-            "1.0.0": {
-                "source": "https://models.example/tiny",
-                "format": "gguf",
-                "size": 12,
-                "files": [
-                    {"path": "tiny.gguf", "size": 10, "sha256": DIGEST},
-                    {"path": "extra/card.md", "size": 2, "sha256": "cd" * 32},
-                ],
-            },
-        },
+    "tool": "localfirst.llm_fleet 0.1.0",
+    "images": {
+        "llamacpp": {
+            "image": "registry.example:5000/llamacpp",
+            "digest": f"sha256:{DIGEST}",
+            "asked": "registry.example:5000/llamacpp:latest",
+        }
     },
+    "selected": {"tiny": {"asked": "~1.2", "version": "1.2.3"}},
+    "models": {"tiny": {"1.0.0": entry(**ASKED, licence="apache-2.0"), "1.2.3": entry(FILES[:1])}},
 }
+FILE = ("models", "tiny", "1.0.0", "files", 0)
 PROFILES = {"llamacpp": {"formats": ["gguf"]}, "vllm": {"formats": ["safetensors"]}}
 TINY = {"name": "tiny", "version": "1.0.0", "engine": "llamacpp"}
+WHOLE = render_lockfile(LOCK)
 
 
 def changed(*path, to=None):
     """The lockfile with one value changed, or taken out where `to` is None."""
-    lock = copy.deepcopy(LOCK)
+    lock = json.loads(json.dumps({**LOCK, "end": True}))
     part = lock
     for key in path[:-1]:
         part = part[key]
@@ -47,15 +67,23 @@ def changed(*path, to=None):
     return lock
 
 
+def written(lock):
+    """As another program would write it: in blocks, each key on a line of its own."""
+
+    class NoAliases(yaml.SafeDumper):
+        def ignore_aliases(self, data):
+            return True
+
+    return yaml.dump(lock, Dumper=NoAliases, sort_keys=False, width=10**6)
+
+
 def parse(lock):
-    return parse_lockfile(yaml.safe_dump(lock), NAME)
+    return parse_lockfile(written(lock), NAME)
 
 
 def test_a_sound_lockfile_comes_back_as_it_is():
-    assert parse(LOCK) == (LOCK, [])
-
-
-FILE = ("models", "tiny", "1.0.0", "files", 0)
+    assert parse({**LOCK, "end": True}) == (LOCK, [])
+    assert parse_lockfile(WHOLE, NAME) == (LOCK, [])
 
 
 @pytest.mark.parametrize(
@@ -65,31 +93,59 @@ FILE = ("models", "tiny", "1.0.0", "files", 0)
         (("lockfile",), "1", "lockfile"),
         (("lockfile",), None, ""),
         (("images",), None, ""),
-        (("models",), None, ""),
+        (("models",), {}, "selected.tiny.version"),
         (("modles",), {}, ""),
+        (("tool",), 1, "tool"),
+        (("end",), "true", "end"),
         (("images", "llamacpp", "digest"), DIGEST, "images.llamacpp.digest"),
         (("images", "llamacpp", "digest"), f"sha256:{DIGEST[1:]}", "images.llamacpp.digest"),
         (("images", "llamacpp", "image"), "llamacpp:latest", "images.llamacpp.image"),
         (("images", "llamacpp", "tag"), "latest", "images.llamacpp"),
-        (("models", "tiny"), [], "models.tiny"),
+        (("selected", "tiny", "asked"), "1.x", "selected.tiny.asked"),
+        (("selected", "tiny", "asked"), "^2", "selected.tiny.version"),
+        (("selected", "tiny", "version"), "1.2.4", "selected.tiny.version"),
         (("models", "tiny", "1.0"), LOCK["models"]["tiny"]["1.0.0"], "models.tiny.1.0"),
         (("models", "tiny", "1.0.0", "source"), "ftp://x/y", "models.tiny.1.0.0.source"),
+        (("models", "tiny", "1.0.0", "source"), "hf://org/name@main", "models.tiny.1.0.0.source"),
+        (("models", "tiny", "1.0.0", "asked"), "tiny", "models.tiny.1.0.0.asked"),
         (("models", "tiny", "1.0.0", "format"), None, "models.tiny.1.0.0"),
+        (("models", "tiny", "1.0.0", "licence"), "", "models.tiny.1.0.0.licence"),
         (("models", "tiny", "1.0.0", "size"), 13, "models.tiny.1.0.0.size"),
+        (("models", "tiny", "1.0.0", "digest"), f"sha256:{DIGEST}", "models.tiny.1.0.0.digest"),
         (("models", "tiny", "1.0.0", "files"), [], "models.tiny.1.0.0.files"),
+        (("models", "tiny", "1.0.0", "files", 1), "b", "models.tiny.1.0.0.files[1]"),
         ((*FILE, "size"), -10, "models.tiny.1.0.0.files[0].size"),
         ((*FILE, "size"), "10", "models.tiny.1.0.0.files[0].size"),
         ((*FILE, "sha256"), DIGEST.upper(), "models.tiny.1.0.0.files[0].sha256"),
         ((*FILE, "sha256"), DIGEST + "0", "models.tiny.1.0.0.files[0].sha256"),
+        ((*FILE, "sha256"), "0" * 64, "models.tiny.1.0.0.digest"),
         ((*FILE, "sha265"), DIGEST, "models.tiny.1.0.0.files[0]"),
-        ((*FILE, "path"), "extra/card.md", "models.tiny.1.0.0.files"),
-        ((*FILE, "path"), "extra", "models.tiny.1.0.0.files"),
-        ((*FILE, "sha256"), "cd" * 32, "models.tiny.1.0.0.files"),
+        ((*FILE, "path"), "tiny.gguf", "models.tiny.1.0.0.files"),
+        ((*FILE, "path"), "tiny.gguf/x", "models.tiny.1.0.0.files"),
+        ((*FILE, "path"), "other", "models.tiny.1.0.0.digest"),
+        ((*FILE, "sha256"), DIGEST, "models.tiny.1.0.0.files"),
+        ((*FILE, "from"), "../x", "models.tiny.1.0.0.files[0].from"),
+        ((*FILE, "content"), "no", "models.tiny.1.0.0.files[0].content"),
+        ((*FILE, "content"), "x" * 65537, "models.tiny.1.0.0.files[0].content"),
     ],
 )
-def test_one_slip_is_one_fault_in_its_place(path, value, where):
-    _lock, faults = parse(changed(*path, to=value))
-    assert [fault.where for fault in faults] == [f"{NAME}: {where}" if where else NAME]
+def test_one_slip_is_one_fault_in_its_place_and_line(path, value, where):
+    text = written(changed(*path, to=value))
+    _lock, [fault] = parse_lockfile(text, NAME)
+    number, _colon, place = fault.where.removeprefix(f"{NAME}: line ").partition(": ")
+    assert place == where
+    line = text.splitlines()[int(number) - 1]
+    if "unknown key" in fault.what:
+        assert f"{path[-1]}: " in line
+    elif "is missing" in fault.what:
+        assert text.splitlines().index(line) == (text.splitlines().index("    1.0.0:") if where else 0)
+    elif where.endswith("]"):
+        assert line.lstrip().startswith("- ")
+    else:
+        key = where.removeprefix("models.tiny.") if path[-1] == "1.0" else where.rpartition(".")[2]
+        assert line.replace("'", "").lstrip(" -").startswith(f"{key}:")
+        if where.startswith("models.tiny.1.0.0"):
+            assert text.index("1.0.0:") < text.index(line) < text.index("    1.2.3:")
 
 
 @pytest.mark.parametrize(
@@ -98,16 +154,17 @@ def test_one_slip_is_one_fault_in_its_place(path, value, where):
 )
 def test_no_path_leaves_the_directory_of_the_model(path):
     faults = parse(changed(*FILE, "path", to=path))[1]
-    assert [fault.where for fault in faults] == [f"{NAME}: models.tiny.1.0.0.files[0].path"]
+    assert [fault.where.partition("line ")[2].partition(": ")[2] for fault in faults] == ["models.tiny.1.0.0.files[0].path"]
 
 
 @pytest.mark.parametrize("path", ["..a", "a..b", "...", ".hidden", "a b.gguf", "ü/x.bin"])
 def test_unusual_paths_are_paths(path):
-    assert parse(changed(*FILE, "path", to=path))[1] == []
+    files = [{**FILES[0], "path": path}, *FILES[1:]]
+    assert parse(changed("models", "tiny", "1.0.0", to=entry(files)))[1] == []
 
 
 def test_keys_written_twice_are_faults_with_their_line():
-    text = "lockfile: 1\nimages: {}\nmodels:\n  tiny: {}\n  tiny: {}\n"
+    text = "lockfile: 1\nimages: {}\nmodels:\n  tiny: {}\n  tiny: {}\nend: true\n"
     assert [fault.where for fault in parse_lockfile(text, NAME)[1]] == [f"{NAME}: line 5"]
 
 
@@ -115,11 +172,45 @@ def test_broken_yaml_is_a_fault_with_its_line():
     assert [fault.where for fault in parse_lockfile("lockfile: 1\nimages: {]\n", NAME)[1]] == [f"{NAME}: line 2"]
 
 
+def test_a_conflict_that_git_left_is_named():
+    text = WHOLE.replace("models:\n", "<<<<<<< HEAD\nmodels:\n")
+    [fault] = parse_lockfile(text, NAME)[1]
+    assert "conflict" in fault.what
+    assert fault.where == f"{NAME}: line {text.splitlines().index('<<<<<<< HEAD') + 1}"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "lockfile", "---\n", None])
 def test_what_is_no_lockfile_at_all_is_a_fault(text):
     lock, faults = parse_lockfile(text, NAME)
     assert lock == {}
     assert len(faults) == 1
+
+
+def test_a_file_that_is_cut_off_is_refused_wherever_that_was():
+    for end in range(len(WHOLE)):
+        lock, faults = parse_lockfile(WHOLE[:end], NAME)
+        if end < len(WHOLE.rstrip()):
+            assert faults and lock == {}, WHOLE[:end][-40:]
+        else:
+            assert (lock, faults) == (LOCK, [])
+
+
+@given(st.data())
+def test_whatever_digit_or_letter_is_changed_in_what_files_are_is_found(data):
+    """Each line of a file and of a total, any character of a path, a size or a digest."""
+    lines = WHOLE.splitlines()
+    at = data.draw(st.sampled_from([n for n, line in enumerate(lines) if " {path:" in line or "  size:" in line or "  digest:" in line]))
+    line = lines[at].partition(', from:')[0].partition(', content:')[0]
+    start = line.index("path:") + 6 if "path:" in line else line.index(":") + 2
+    spot = data.draw(st.integers(start, len(line) - 1))
+    other = data.draw(st.sampled_from([c for c in "0123456789abcdef/.x" if c != lines[at][spot]]))
+    lines[at] = lines[at][:spot] + other + lines[at][spot + 1 :]
+    _lock, faults = parse_lockfile("\n".join(lines), NAME)
+    assert faults
+    version = "1.0.0" if at < lines.index("    1.2.3:") else "1.2.3"
+    first = lines.index(f"    {version}:") + 1
+    numbers = [int(fault.where.split("line ")[1].split(":")[0]) for fault in faults]
+    assert all(first <= number <= first + 12 for number in numbers)
 
 
 def test_a_locked_model_has_no_fault():
@@ -131,12 +222,33 @@ def test_a_locked_model_has_no_fault():
     [
         ({"name": "big"}, "'big' is not locked", "models"),
         ({"version": "1.1.0"}, "version 1.1.0 is not locked", "models.tiny"),
+        ({"version": ">=1.3"}, "no longer", "selected.tiny"),
+        ({"version": "~1.2", "versions": {"1.2.4": {}}}, "no longer", "selected.tiny"),
+        ({"versions": {"1.0.0": {"source": "oci://registry.example/tiny:1"}}}, "another source", "models.tiny.1.0.0.asked"),
     ],
 )
 def test_what_the_catalog_wants_must_be_locked(changes, what, where):
     faults = check_locked([{**TINY, **changes}], LOCK, NAME, PROFILES)
     assert [fault.where for fault in faults] == [f"{NAME}: {where}"]
     assert what in faults[0].what
+
+
+def test_a_constraint_that_nothing_was_selected_for_is_a_fault():
+    faults = check_locked([{**TINY, "version": "latest"}], {**LOCK, "selected": {}}, NAME, PROFILES)
+    assert [fault.where for fault in faults] == [f"{NAME}: selected"]
+
+
+def test_a_version_is_locked_from_where_the_catalog_says():
+    sources = {"1.0.0": {"source": ASKED["asked"]}, "1.2.3": {"source": "https://models.example/never-asked"}}
+    assert check_locked([{**TINY, "versions": sources}], LOCK, NAME, PROFILES) == []
+
+
+@pytest.mark.parametrize(("wanted", "exact"), [("~1.2", "1.2.3"), ("^1", "1.2.3"), ("1.0.0", "1.0.0"), ("1.2.3", "1.2.3")])
+def test_what_was_selected_takes_the_place_of_a_constraint(wanted, exact):
+    model = {**TINY, "version": wanted}
+    assert check_locked([model], LOCK, NAME, PROFILES) == []
+    assert exact_versions([model], LOCK) == [{**TINY, "version": exact}]
+    assert model["version"] == wanted
 
 
 def test_a_locked_version_is_proposed():
@@ -163,12 +275,15 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-PATHS = [("models",), ("images",), FILE[:2], FILE[:3], FILE[:4], FILE, (*FILE, "path"), (*FILE, "size")]
+PATHS = [("models",), ("images",), ("selected",), ("selected", "tiny"), FILE[:2], FILE[:3], FILE[:4], FILE]
+PATHS += [(*FILE, "path"), (*FILE, "size"), (*FILE, "content"), ("end",)]
 
 
 @given(st.sampled_from(PATHS), ANYTHING)
-def test_anything_that_yaml_can_hold_is_either_read_as_it_is_or_a_fault(path, value):
-    written = changed(*path, to=value)
-    lock, faults = parse(written)
-    assert faults or lock == written
-    check_locked([TINY], lock, NAME, PROFILES)
+def test_anything_that_yaml_can_hold_is_either_read_as_it_is_or_a_fault_with_its_line(path, value):
+    there = {**changed(*path), path[-1]: value} if len(path) == 1 else changed(*path, to=value if value is not None else "~")
+    lock, faults = parse(there)
+    assert faults or {**lock, "end": True} == {key: part for key, part in there.items() if part is not None}
+    assert all(": line " in fault.where for fault in faults)
+    check_locked([TINY, {**TINY, "version": "~1.2"}], lock, NAME, PROFILES)
+    exact_versions([{**TINY, "version": "~1.2"}], lock)

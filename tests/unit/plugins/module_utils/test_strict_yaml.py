@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import DEEPEST, load_yaml
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import DEEPEST, load_with_lines, load_yaml
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -70,3 +70,17 @@ def test_all_repeated_keys_are_found():
 @pytest.mark.parametrize("text", [None, b"a: 1", 3])
 def test_only_text_is_read(text):
     assert load_yaml(text, "f.yml")[1]
+
+
+def test_each_part_of_the_data_has_its_line():
+    text = "# head\n---\na:\n  b.c: 1\n  d:\n    - {e: 1}\n    - - 2\n      - f: [3,\n          4]\n7: x\n"
+    data, faults, lines = load_with_lines(text, "f.yml")
+    assert faults == [] and data == load_yaml(text, "f.yml")[0]
+    places = {"": 3, "a": 3, "a.b.c": 4, "a.d": 5, "a.d[0]": 6, "a.d[0].e": 6, "a.d[1][1].f[0]": 8, "a.d[1][1].f[1]": 9, "7": 10}
+    assert {place: lines.of(place) for place in places} == places
+    assert lines.of("a.x") is None
+
+
+@pytest.mark.parametrize("text", ["", "a: [", None])
+def test_without_data_there_are_no_lines(text):
+    assert load_with_lines(text, "f.yml")[2].of("") is None

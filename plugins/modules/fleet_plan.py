@@ -158,7 +158,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import host_artifacts, status_rows
@@ -187,7 +187,7 @@ class FleetPlanner:
         # Where nothing can be planned, what was last applied still tells what should run.
         result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
         if not self.faults:
-            result = self.plan(models, lock, current, frozen)
+            result = self.plan(exact_versions(models, lock), lock, current, frozen)
         return {
             "plan": result.plan,
             "leaving": result.leaving,
@@ -232,7 +232,7 @@ class FleetPlanner:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", "see docs/catalog.md for how to write one")])
+            self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", LOCK_AGAIN)])
             return {}
         lock, faults = parse_lockfile(text, str(path))
         self.note(faults)

@@ -48,11 +48,15 @@ PATIENCE = 10  # a small answer may take this many timeouts in all, or a server 
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask for. `shown` is what messages print in place of the URL; by default it is the URL without its query."""
+    """What to ask for. `shown` is what messages print in place of the URL; by default it is the URL without its query.
+
+    `advice` says for a status what to do about it, where the source knows better than this module.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     shown: str = ""
+    advice: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @property
     def where(self) -> str:
@@ -186,7 +190,7 @@ class Web:
         try:
             return Response(self.opener.open(outgoing, timeout=self.timeout), request, self.timeout)
         except HTTPError as error:
-            raise refused(error, request.where, outgoing.trail) from None
+            raise refused(error, request.where, outgoing.trail, request.advice) from None
         except URLError as error:
             raise unreachable(error.reason, request.where, outgoing.trail, self.timeout) from error
         except (http.client.InvalidURL, UnicodeError):
@@ -196,7 +200,7 @@ class Web:
 
     def get(self, request: Request, limit: int = SMALL, extra_headers: Mapping[str, str] | None = None) -> Answer:
         """The whole answer, after as many attempts as it takes."""
-        return self._patiently(lambda: self._whole(request, limit, extra_headers))
+        return self.patiently(lambda: self._whole(request, limit, extra_headers))
 
     def json(self, request: Request, extra_headers: Mapping[str, str] | None = None) -> Any:
         """What the answer says, where it is JSON."""
@@ -215,9 +219,10 @@ class Web:
             with self.open(request, extra_headers, method="HEAD") as response:
                 return Answer(response.status, response.headers, b"")
 
-        return self._patiently(attempt)
+        return self.patiently(attempt)
 
-    def _patiently(self, attempt: Callable[[], Answer]) -> Answer:
+    def patiently(self, attempt: Callable[[], Any]) -> Any:
+        """What `attempt` returns; while it raises Interrupted, it is called again after a pause, up to `retries` times."""
         failures = 0
         while True:
             try:

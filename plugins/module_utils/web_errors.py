@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import email.utils
+import http.client
 import re
 import socket
 import ssl
 import time
+from collections.abc import Mapping, Sequence
 from email.message import Message
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -35,7 +38,7 @@ TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 class Refused(ArtifactError):
     """A status that is no success. `headers` and `body` let a source say more about it; messages never show them."""
 
-    def __init__(self, what: str, where: str, fix: str, *, status: int, headers: Message, body: bytes) -> None:
+    def __init__(self, what: str, where: str, fix: str, *, status: int, headers: Any, body: bytes) -> None:
         super().__init__(what, where, fix, status=status)
         self.status = status
         self.headers = headers
@@ -55,27 +58,41 @@ class Interrupted(Exception):
         return max(min(2 ** max(failures, 0), 30), self.after)
 
 
-def refused(error: HTTPError, where: str, trail: list[str]) -> Exception:
-    """A status that is no success. `trail`: the address that was asked, and those that redirects led to."""
+def refused(error: HTTPError, where: str, trail: list[str], advice: Mapping[int, str]) -> Exception:
+    """What urllib raises for a status. `trail`: the address that was asked, and those that redirects led to."""
     try:
         body = error.read(SAID)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         body = b""
     error.close()
     headers = error.headers if error.headers is not None else Message()
+    return refusal(error.code, str(error.reason or ""), headers, where, trail=trail, advice=advice, body=body)
+
+
+def refusal(
+    status: int,
+    reason: str,
+    headers: Any,
+    where: str,
+    *,
+    trail: Sequence[str] = ("", ""),
+    advice: Mapping[int, str] | None = None,
+    body: bytes = b"",
+) -> Exception:
+    """A status that is no success, as Refused or, where another attempt can help, as Interrupted."""
     after = retry_after(headers.get("Retry-After", ""))
-    reason = re.sub(r"[^\x20-\x7e]+", " ", str(error.reason or "")).strip()[:60]
-    what = f"the server answers {error.code} {reason}".rstrip()
+    reason = re.sub(r"[^\x20-\x7e]+", " ", reason).strip()[:60]
+    what = f"the server answers {status} {reason}".rstrip()
     if server(trail[-1]) != server(trail[0]):
         # Not the path of it: that may be presigned.
         what += f" (after a redirect to {server(trail[-1])})"
     if after > LONGEST_WAIT:
         what += f" and wants no request for {after:.0f} seconds"
-    fix = STATUS_FIXES.get(error.code, "look at that server's log, then run again")
-    if error.code in (301, 302, 303, 307, 308):
+    fix = (advice or {}).get(status) or STATUS_FIXES.get(status, "look at that server's log, then run again")
+    if status in (301, 302, 303, 307, 308):
         what, fix = "the server redirects in a circle", "check the address; a proxy or a login page may be in between"
-    answer = Refused(what, where, fix, status=error.code, headers=headers, body=body)
-    again = error.code in WORTH_ANOTHER or (error.code >= 500 and error.code not in HOPELESS)
+    answer = Refused(what, where, fix, status=status, headers=headers, body=body)
+    again = status in WORTH_ANOTHER or (status >= 500 and status not in HOPELESS)
     return Interrupted(answer, after) if again and after <= LONGEST_WAIT else answer
 
 

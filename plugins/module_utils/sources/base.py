@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class Source:
         """Where the bytes of one file are; `path` is its path at the source."""
         raise NotImplementedError
 
+    def credentials(self) -> dict[str, str]:
+        """The headers with which plain web servers want to be asked: the operator's own, and a token or a password."""
+        settings, found = self.settings, {}
+        if settings.token:
+            found["Authorization"] = f"Bearer {settings.token}"
+        elif settings.username or settings.password:
+            pair = f"{settings.username}:{settings.password}"
+            found["Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode("ascii")
+        return {**found, **settings.headers}
+
     def selected(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
         """Those that the URL's `?files=` asks for, or all. As on the hub, '*' stands for any characters, '/' among them."""
         found = sorted(files, key=lambda file: file.path)
@@ -73,7 +84,7 @@ class Source:
                 raise ArtifactError(
                     f"no file matches '{pattern}'",
                     self.url.text,
-                    f"it has {_some(file.path for file in found)}; upper and lower case matter",
+                    f"it has {some(file.path for file in found)}; upper and lower case matter",
                 )
         return [file for file in found if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
 
@@ -96,7 +107,8 @@ def is_weight(path: str) -> bool:
     return path.lower().endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx"))
 
 
-def _some(paths: Iterable[str], most: int = 5) -> str:
+def some(paths: Iterable[str], most: int = 5) -> str:
+    """A few of them, for a message."""
     names = list(paths)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) + more) or "no files"

@@ -16,8 +16,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 import fleet as testbed
 
 MAKE_MODEL = Path(__file__).with_name("make_tiny_gguf.py")
@@ -64,7 +62,7 @@ def serve_model(fleet: testbed.Fleet, path: Path, digest: str) -> None:
 
 def lock(fleet: testbed.Fleet, catalog: list[dict]) -> dict:
     """Supply everything that the catalog names and return the lockfile's content."""
-    locked: dict = {"lockfile": 1, "images": {}, "models": {}}
+    locked: dict = {"images": {}, "models": {}}
     for model in catalog:
         for version, entry in model["versions"].items():
             path = fleet.state / "models" / entry["source"].rsplit("/", 1)[-1]
@@ -72,9 +70,9 @@ def lock(fleet: testbed.Fleet, catalog: list[dict]) -> dict:
             size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
             serve_model(fleet, path, digest)
             locked["models"].setdefault(model["name"], {})[version] = {
+                "asked": entry["source"],
                 "source": entry["source"],
                 "format": "gguf",
-                "size": size,
                 "files": [{"path": path.name, "size": size, "sha256": digest}],
             }
     for engine in sorted({model["engine"] for model in catalog}):
@@ -85,6 +83,14 @@ def lock(fleet: testbed.Fleet, catalog: list[dict]) -> dict:
     return locked
 
 
+def lockfile_text(locked: dict) -> str:
+    """The text as the collection itself writes it."""
+    sys.path.insert(0, str(testbed.REPO / ".venv" / "collections"))
+    from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
+
+    return render_lockfile(locked)
+
+
 def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("-i", "--inventory", type=Path, required=True, help="inventory that defines the fleet")
@@ -92,7 +98,7 @@ def main() -> int:
     inventory = args.inventory.resolve()
     try:
         fleet = testbed.read_fleet(inventory)
-        text = "---\n" + yaml.safe_dump(lock(fleet, read_catalog(inventory, fleet.state)), sort_keys=False)
+        text = lockfile_text(lock(fleet, read_catalog(inventory, fleet.state)))
         if testbed.write_if_changed(fleet.state / "models.lock.yml", text):
             print(f"  lockfile       {fleet.state / 'models.lock.yml'}", flush=True)
     except testbed.FleetError as error:

@@ -20,6 +20,7 @@ CONTENT_LIMIT = 64 * 1024  # bytes of a small file that travels in the lockfile 
 _HEAD = """\
 ---
 # Written by localfirst.llm_fleet.lock. Commit it, don't edit it: change the catalog and lock again.
+# yamllint disable rule:line-length
 """
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 # In YAML 1.1 these are booleans and nothing.

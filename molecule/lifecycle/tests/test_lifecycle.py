@@ -12,6 +12,8 @@ import subprocess
 import pytest
 import yaml
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
+
 
 @pytest.fixture(scope="module")
 def catalog(fleet) -> list:
@@ -29,7 +31,7 @@ def run(fleet, tmp_path):
         for entry in models:
             # A model that is only here is the file of `tiny` under another name.
             lock["models"].setdefault(entry["name"], copy.deepcopy(lock["models"]["tiny"]))
-        (tmp_path / "models.lock.yml").write_text(yaml.safe_dump(lock))
+        (tmp_path / "models.lock.yml").write_text(render_lockfile(lock))
         variables = {"llm_fleet_models": models, "llm_fleet_lockfile": str(tmp_path / "models.lock.yml")}
         (tmp_path / "variables.json").write_text(json.dumps(variables))
         return fleet.playbook(playbook, "-e", f"@{tmp_path / 'variables.json'}", *arguments, **options)
@@ -172,7 +174,8 @@ def test_a_wrong_digest_leaves_nothing_behind(fleet, catalog, tmp_path):
     file = lock["models"]["tiny"]["1.0.0"]["files"][0]
     actual, file["sha256"] = file["sha256"], "0" * 64
     lock["models"]["wrong"] = lock["models"].pop("tiny")
-    (tmp_path / "models.lock.yml").write_text(yaml.safe_dump(lock))
+    # Not changed by hand, but locked wrong: the version's own digest fits.
+    (tmp_path / "models.lock.yml").write_text(render_lockfile(lock))
     wrong = {**model(catalog, "tiny"), "name": "wrong", "replicas": 1}
     (tmp_path / "variables.json").write_text(
         json.dumps({"llm_fleet_models": [wrong], "llm_fleet_lockfile": str(tmp_path / "models.lock.yml")})
@@ -185,6 +188,18 @@ def test_a_wrong_digest_leaves_nothing_behind(fleet, catalog, tmp_path):
         store = fleet.shell(host, "find /var/lib/llm_fleet/store -name '*wrong*' -o -name '0000*' -o -name '*.part'")
         assert store == ""
     fleet.playbook("site")
+
+
+def test_a_lockfile_changed_by_hand_is_refused_before_any_host_is_touched(fleet, tmp_path):
+    plan = fleet.plan()
+    text = (fleet.state / "models.lock.yml").read_text()
+    digest = yaml.safe_load(text)["models"]["tiny"]["1.0.0"]["files"][0]["sha256"]
+    (tmp_path / "models.lock.yml").write_text(text.replace(digest, "0" * 64))
+    done = fleet.playbook("site", "-e", f"llm_fleet_lockfile={tmp_path / 'models.lock.yml'}", check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "models.tiny.1.0.0.digest" in output and "line " in output
+    assert fleet.plan() == plan
 
 
 @pytest.mark.parametrize("lost", ["all", "conflicting"])

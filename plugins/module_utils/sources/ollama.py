@@ -130,4 +130,4 @@ def licence_name(text: bytes) -> str:
         if pattern.match(words):
             return name
     first = next((line for line in words.splitlines() if line.strip()), "")
-    return re.sub(r"[^\x20-\x7e]+|\s+", " ", first).strip()[:80]
+    return re.sub(r"[^\x21-\x7e]+", " ", first).strip()[:80].strip()

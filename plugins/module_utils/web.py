@@ -164,6 +164,7 @@ class Web:
         retries: int = 5,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.proxy = proxy
         self.timeout = timeout
         self.retries = retries
         self.pause = pause
@@ -192,11 +193,11 @@ class Web:
         except HTTPError as error:
             raise refused(error, request.where, outgoing.trail, request.advice) from None
         except URLError as error:
-            raise unreachable(error.reason, request.where, outgoing.trail, self.timeout) from error
+            raise unreachable(error.reason, request.where, outgoing.trail, self.timeout, self.proxy_of(outgoing.trail[-1])) from error
         except (http.client.InvalidURL, UnicodeError):
             raise _no_url(request) from None
         except (http.client.HTTPException, OSError) as error:
-            raise unreachable(error, request.where, outgoing.trail, self.timeout) from error
+            raise unreachable(error, request.where, outgoing.trail, self.timeout, self.proxy_of(outgoing.trail[-1])) from error
 
     def get(self, request: Request, limit: int = SMALL, extra_headers: Mapping[str, str] | None = None) -> Answer:
         """The whole answer, after as many attempts as it takes."""
@@ -220,6 +221,14 @@ class Web:
                 return Answer(response.status, response.headers, b"")
 
         return self.patiently(attempt)
+
+    def proxy_of(self, url: str) -> str:
+        """Name and port of the proxy by which an address is asked; empty where there is none."""
+        parts = urlsplit(url)
+        proxy = self.proxy or urllib.request.getproxies().get(parts.scheme, "")
+        if proxy == DIRECT or (not self.proxy and urllib.request.proxy_bypass(parts.netloc)):
+            return ""
+        return urlsplit(proxy).netloc.rpartition("@")[2]
 
     def patiently(self, attempt: Callable[[], Any]) -> Any:
         """What `attempt` returns; while it raises Interrupted, it is called again after a pause, up to `retries` times."""

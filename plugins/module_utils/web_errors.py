@@ -112,14 +112,15 @@ def server(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def unreachable(reason: object, where: str, trail: list[str], timeout: float) -> Exception:
-    """A server that could not be asked, or that broke off before it answered."""
+def unreachable(reason: object, where: str, trail: Sequence[str], timeout: float, proxy: str = "") -> Exception:
+    """A server that could not be asked, or that broke off before it answered; `proxy` is the one in between."""
     host = server(trail[-1]).partition("://")[2]
     if isinstance(reason, socket.gaierror):
         error = ArtifactError(
-            f"the name of {host} cannot be resolved ({reason.strerror})",
+            # With a proxy, it is the proxy that looks up all other names.
+            f"the name of {f'the proxy {proxy}' if proxy else host} cannot be resolved ({reason.strerror})",
             where,
-            "check the name, that of the proxy where one is set, and the DNS of this host",
+            "check the name and the DNS of this host",
         )
         return Interrupted(error) if reason.errno == socket.EAI_AGAIN else error
     if isinstance(reason, ssl.SSLError):
@@ -133,6 +134,8 @@ def unreachable(reason: object, where: str, trail: list[str], timeout: float) ->
         error = ArtifactError(f"the proxy refuses the way to {host} with {status}", where, fix, status=status)
         return Interrupted(error) if status >= 500 else error
     fix = "check that the server is up and that this host may reach it, then run again"
+    if proxy:
+        host, fix = f"{host} by way of the proxy {proxy}", "check that both are up and that this host may use the proxy, then run again"
     return Interrupted(ArtifactError(f"{host} cannot be reached ({describe(reason, timeout)})", where, fix))
 
 

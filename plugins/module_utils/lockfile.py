@@ -55,6 +55,8 @@ def parse_lockfile(text: str, name: str) -> tuple[dict, list[Fault]]:
     data, faults, lines = load_with_lines(text, name)
     if not faults:
         faults = _whole_faults(data, name, text)
+    elif _breaks_off(text, name, faults[0]):
+        faults = [_cut_off(_last_line(name, text))]  # more to the point than what YAML makes of half a line
     if faults:
         return {}, [_at_its_line(fault, name, lines) for fault in faults]
     lock = _lockfile(data, f"{name}:", faults)
@@ -140,9 +142,23 @@ def _whole_faults(data: Any, name: str, text: str) -> list[Fault]:
         advice = f"this release of the collection reads format {FORMAT}"
         return [Fault(f"the format {show(form)} is unknown", f"{name}: lockfile", advice)]
     if isinstance(data, dict) and data.get("end") is not True:
-        where = f"{name}: end" if "end" in data else f"{name}: line {len(text.splitlines())}"
-        return [Fault("the file is cut off: it does not end with 'end: true'", where, f"take it back from git, or {LOCK_AGAIN}")]
+        return [_cut_off(f"{name}: end" if "end" in data else _last_line(name, text))]
     return []
+
+
+def _breaks_off(text: Any, name: str, fault: Fault) -> bool:
+    """Whether YAML's fault is at the end of a text that is not whole. The end may count as a line of its own."""
+    if not isinstance(text, str) or text.rstrip().endswith("\nend: true"):
+        return False
+    return fault.where in (_last_line(name, text), _last_line(name, f"{text.rstrip()}\n-"))
+
+
+def _cut_off(where: str) -> Fault:
+    return Fault("the file is cut off: it does not end with 'end: true'", where, f"take it back from git, or {LOCK_AGAIN}")
+
+
+def _last_line(name: str, text: str) -> str:
+    return f"{name}: line {len(text.splitlines())}"
 
 
 def _at_its_line(fault: Fault, name: str, lines: Lines) -> Fault:

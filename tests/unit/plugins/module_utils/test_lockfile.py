@@ -191,6 +191,10 @@ def test_a_file_that_is_cut_off_is_refused_wherever_that_was():
         lock, faults = parse_lockfile(WHOLE[:end], NAME)
         if end < len(WHOLE.rstrip()):
             assert faults and lock == {}, WHOLE[:end][-40:]
+            if end > WHOLE.index("tool:"):
+                last = len(WHOLE[:end].splitlines())
+                assert [fault.where.partition(": ")[2] for fault in faults] in ([f"line {last}"], [f"line {last}: end"])
+                assert "cut off" in faults[0].what
         else:
             assert (lock, faults) == (LOCK, [])
 

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the testbed's images from the recipes in testbed/images/.
 
-A recipe with `suite` becomes a new root made by mmdebstrap, one with `base` is another image plus packages.
+A recipe with `suite` becomes a new root made by mmdebstrap, one with `base` is another image plus packages; that one
+may have packages from PyPI too (`python`). `doubles` names programs of testbed/doubles/ that go to /opt/doubles/.
 An image carries the hash of its recipe as a label and is built again only when the recipe changed.
 Needs nothing but Python 3.11 and mmdebstrap: images are built while the virtual environment still installs.
 """
@@ -16,12 +17,14 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parent / "images"
+DOUBLES = RECIPES.parent / "doubles"
 PREFIX = "llm-fleet-testbed"
 LABEL = f"{PREFIX}.recipe"
 # Marks containers in which an image is being made. The image inherits the label with another value, so that hosts
@@ -56,14 +59,29 @@ def recipe_hash(name: str) -> str:
     """Hash of everything that goes into an image: its recipe, the files it names, its base, the mirror."""
     recipe, digest = load(name), hashlib.sha256(MIRROR.encode())
     digest.update((RECIPES / f"{name}.toml").read_bytes())
-    for part in filter(None, (recipe.get("overlay"), recipe.get("setup"))):
-        path = RECIPES / part
-        for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file()):
-            digest.update(f"{file.relative_to(RECIPES)} {file.stat().st_mode & 0o100:o}\n".encode())
+    parts = [RECIPES / part for part in (recipe.get("overlay"), recipe.get("setup")) if part]
+    for path in [*parts, *doubles(name, recipe)]:
+        for file in sorted(p for p in [path, *path.rglob("*")] if p.is_file() and p.suffix != ".pyc"):
+            digest.update(f"{os.path.relpath(file, RECIPES)} {file.stat().st_mode & 0o100:o}\n".encode())
             digest.update(file.read_bytes())
     if "base" in recipe:
         digest.update(recipe_hash(recipe["base"]).encode())
     return digest.hexdigest()[:16]
+
+
+def doubles(name: str, recipe: dict) -> list[Path]:
+    """The directories of the doubles that an image holds."""
+    found = [DOUBLES / double for double in recipe.get("doubles", ())]
+    for path in found:
+        if not path.is_dir():
+            raise BuildError(f"{name}: there is no double {path}")
+    return found
+
+
+def chain(name: str) -> list[str]:
+    """An image with all that it is built on, the lowest first."""
+    base = load(name).get("base")
+    return [*(chain(base) if base else ()), name]
 
 
 def run(command: list[str], name: str, **kwargs) -> str:
@@ -97,6 +115,9 @@ def bootstrap(name: str, recipe: dict, wanted: str) -> str:
     if "overlay" in recipe:
         overlay = shlex.quote(str(RECIPES / recipe["overlay"]))
         command += [f'--customize-hook=cp -R --no-preserve=ownership,timestamps {overlay}/. "$1"/']
+    for path in doubles(name, recipe):
+        command += ['--customize-hook=mkdir -p "$1/opt/doubles"',
+                    f'--customize-hook=cp -R --no-preserve=ownership,timestamps {shlex.quote(str(path))} "$1/opt/doubles/"']
     if "setup" in recipe:
         command += [f'--customize-hook=chroot "$1" sh -s < {shlex.quote(str(RECIPES / recipe["setup"]))}']
     # Without a mirror named, mmdebstrap takes Debian's own, with the updates and security suites.
@@ -140,6 +161,11 @@ def derive(name: str, recipe: dict, wanted: str) -> str:
             run([*DOCKER, "cp", f"{RECIPES / recipe['overlay']}/.", f"{container}:/"], name)
         install = "apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
         run([*execute, f"apt-get update -q && {install} && apt-get clean"], name)
+        for path in doubles(name, recipe):
+            run([*execute, "mkdir -p /opt/doubles"], name)
+            run([*DOCKER, "cp", str(path), f"{container}:/opt/doubles/"], name)
+        if "python" in recipe:
+            install_from_pypi(name, recipe["python"], container)
         if "setup" in recipe:
             run([*execute, (RECIPES / recipe["setup"]).read_text()], name)
         if not recipe.get("keep_package_lists"):
@@ -147,6 +173,29 @@ def derive(name: str, recipe: dict, wanted: str) -> str:
         return run([*DOCKER, "commit", *changes(recipe, wanted), container], name)
     finally:
         subprocess.run([*DOCKER, "rm", "-fv", container], capture_output=True, check=False)
+
+
+def install_from_pypi(name: str, wanted: dict, container: str) -> None:
+    """Put packages into a directory of the image, for its Python.
+
+    They are fetched by pip on this machine: what lets it reach PyPI (mirrors, proxies, certificates) lets images
+    be built, and nothing of that is needed or left in the image.
+    """
+    say(name, f"installing {', '.join([*wanted['packages'], *wanted.get('alone', ())])} from PyPI")
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[run([*DOCKER, "version", "-f", "{{.Server.Arch}}"], name)]
+    # pip wants each kind of wheel by name that the image's C library (at least 2.36) can load.
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in range(36, 16, -1)]
+    with tempfile.TemporaryDirectory(prefix="llm-fleet-pip-") as scratch:
+        # Not the pip that happens to be here: where images are built first, there is none yet.
+        run([sys.executable, "-m", "venv", f"{scratch}/venv"], name)
+        pip = [f"{scratch}/venv/bin/python", "-m", "pip", "install", "-q", "--no-compile", "--disable-pip-version-check",
+               "--upgrade", f"--target={scratch}/packages", f"--python-version={wanted['version']}", "--implementation=cp",
+               "--only-binary=:all:", *platforms, f"--platform=manylinux2014_{machine}"]
+        run([*pip, *wanted["packages"]], name)
+        if "alone" in wanted:
+            run([*pip, "--no-deps", *wanted["alone"]], name)
+        run([*DOCKER, "exec", container, "mkdir", "-p", wanted["directory"]], name)
+        run([*DOCKER, "cp", f"{scratch}/packages/.", f"{container}:{wanted['directory']}"], name)
 
 
 def build(name: str, wanted: str) -> None:
@@ -173,7 +222,7 @@ def remove_all() -> None:
 
 def build_all(names: list[str]) -> None:
     """Build what is missing or outdated, bases first, those that don't need each other side by side."""
-    order = list(dict.fromkeys(n for name in names for n in (load(name).get("base", name), name)))
+    order = list(dict.fromkeys(n for name in names for n in chain(name)))
     missing = {name: wanted for name in order if current_hash(name) != (wanted := recipe_hash(name))}
     if not missing:
         print("  all images are there: " + ", ".join(order), flush=True)

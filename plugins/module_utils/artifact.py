@@ -2,23 +2,25 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """The files of one model version, as the lockfile names them, and what can be wrong with them.
 
-Everything that arrives here decides where files are written and read, so nothing is taken on trust: a
-name that could lead out of the store is refused before any file is touched.
+An artifact says what its files are; where their bytes come from is the business of origins. Everything that
+arrives here decides where files are written and read, so nothing is taken on trust: a name that could lead
+out of the store is refused before any file is touched.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}")
 DIGEST = re.compile(r"[0-9a-f]{64}")
+LARGEST_CONTENT = 64 * 1024  # bytes of a file that travels inside the lockfile
 FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 LOCKFILE_FIX = "correct the entry in models.lock.yml"
 CHANGED_FIX = (
@@ -47,16 +49,29 @@ class ArtifactError(Exception):
     def from_os_error(cls, error: OSError, where: object) -> ArtifactError:
         """The same error, with what to do about it."""
         fix = OS_ERROR_FIXES.get(error.errno or 0, "look at that path on the host")
-        return cls((error.strerror or str(error)).lower(), str(error.filename or where), fix)
+        return HostError((error.strerror or str(error)).lower(), str(error.filename or where), fix)
+
+
+class HostError(ArtifactError):
+    """A fault of this host, a full disk for example: trying another place or another file would not help."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of an artifact: its path in the tree, its size in bytes and its digest."""
+    """One file of an artifact: its path in the tree, its size in bytes and its digest.
+
+    `origin` is its path at the source, where that differs; `content` is all of it, where the lockfile has that.
+    """
 
     path: str
     size: int
     sha256: str
+    origin: str = ""
+    content: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.origin:
+            object.__setattr__(self, "origin", self.path)
 
     def as_dict(self) -> dict:
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
@@ -83,7 +98,7 @@ class File:
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model version: where it comes from and which files it has."""
+    """One model version: which files it has, and the source that the lockfile names for them."""
 
     model: str
     version: str
@@ -95,12 +110,10 @@ class Artifact:
         """Take an entry of the lockfile; raise ArtifactError for the first thing that is wrong with it."""
         where = f"{model} {version}"
         for kind, name in (("model", model), ("version", version)):
-            if not NAME.fullmatch(name):
+            if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise ArtifactError(f"{kind} '{name}' is no name for a directory", where, LOCKFILE_FIX)
         parsed = tuple(sorted((_parse_file(entry, where) for entry in files), key=lambda file: file.path))
         _refuse_overlap(parsed, where)
-        if source:
-            _check_source(source, where)
         return cls(model, version, source, parsed)
 
     @property
@@ -110,37 +123,29 @@ class Artifact:
     @property
     def contents(self) -> list[File]:
         """The files, each content once: two paths may hold the same bytes."""
-        return list({file.sha256: file for file in self.files}.values())
-
-    @property
-    def local(self) -> bool:
-        """Whether the source is on the controller, so that someone has to bring the files here."""
-        return self.source.startswith("file://")
-
-    def origin(self, file: File) -> str:
-        """Where a file comes from: its URL, or its path on the controller."""
-        if self.local:
-            # A path is taken as it is written; percent signs in file names are not escapes.
-            base = self.source[len("file://") :]
-            single = PurePosixPath(base).name == file.path
-            return base if single and len(self.files) == 1 else f"{base.rstrip('/')}/{file.path}"
-        parts = urlsplit(self.source)
-        if len(self.files) == 1 and unquote(PurePosixPath(parts.path).name) == file.path:
-            return self.source
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(file.path)}"))
+        return list({file.sha256: file for file in reversed(self.files)}.values())[::-1]
 
 
 def _parse_file(entry: dict, where: str) -> File:
-    path, size, digest = str(entry.get("path", "")), entry.get("size"), str(entry.get("sha256", ""))
-    segments = path.split("/")
-    unsafe = FORBIDDEN.search(path) or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in segments)
-    if unsafe:
-        raise ArtifactError(f"file path {path!r} is not a plain relative path", where, LOCKFILE_FIX)
+    path, size, digest = str(entry.get("path") or ""), entry.get("size"), str(entry.get("sha256") or "")
+    origin, content = str(entry.get("from") or path), entry.get("content")
+    for name in (path, origin):
+        segments = name.split("/")
+        if FORBIDDEN.search(name) or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in segments):
+            raise ArtifactError(f"file path {name!r} is not a plain relative path", where, LOCKFILE_FIX)
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ArtifactError(f"{path}: size {size!r} is not a number of bytes", where, LOCKFILE_FIX)
     if not DIGEST.fullmatch(digest):
         raise ArtifactError(f"{path}: sha256 {digest!r} is not 64 lower-case hexadecimal digits", where, LOCKFILE_FIX)
-    return File(path, size, digest)
+    if content is not None:
+        _check_content(path, size, digest, content, where)
+    return File(path, size, digest, origin, content)
+
+
+def _check_content(path: str, size: int, digest: str, content: object, where: str) -> None:
+    data = content.encode() if isinstance(content, str) else b""
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest or size > LARGEST_CONTENT:
+        raise ArtifactError(f"{path}: its content in the lockfile is not what its size and sha256 say", where, LOCKFILE_FIX)
 
 
 def _refuse_overlap(files: tuple[File, ...], where: str) -> None:
@@ -156,19 +161,6 @@ def _refuse_overlap(files: tuple[File, ...], where: str) -> None:
         for parent in PurePosixPath(file.path).parents:
             if str(parent) in seen:
                 raise ArtifactError(f"'{parent}' is both a file and a directory", where, LOCKFILE_FIX)
-
-
-def _check_source(source: str, where: str) -> None:
-    parts = urlsplit(source)
-    if parts.scheme == "file" and parts.netloc == "" and parts.path.startswith("/"):
-        return
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ArtifactError(
-            f"source '{source}' is neither http(s)://host/path nor file:///absolute/path", where, LOCKFILE_FIX
-        )
-    if parts.username is not None:
-        # The source is in git and in every message; a password has no place in it.
-        raise ArtifactError(f"the source at {parts.hostname} has credentials in it", where, "pass them as headers")
 
 
 def human(size: int) -> str:

@@ -3,286 +3,262 @@
 """Downloads that survive interruptions: a model is many gigabytes, and lines break.
 
 What has arrived lies in `<sha256>.part`, and beside it the server's validator (ETag or date), so that the next
-attempt, in this run or a later one, asks for the rest only. Bytes are hashed on their way to the disk.
+attempt, in this run or a later one, from this place or another, asks for the rest only. Bytes are hashed on their way
+to the disk, in a thread of their own: hashing, writing and receiving go on at the same time, and no byte is read twice.
 """
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
+import fcntl
 import re
-import socket
-import ssl
+import threading
 import time
-from pathlib import Path
-from typing import Callable
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Callable
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, File
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File, HostError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import CHUNK
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Response, Web
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web_file import FileAnswer
 
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-STATUS_FIXES = {
-    401: "the server wants credentials: pass them as headers",
-    403: "the server refuses these credentials: check the headers that are passed",
-    404: "check the source in models.lock.yml, or put the file back where it was",
-    410: "the file is gone for good: lock the model from another source",
-}
+FICLONE = 0x40049409  # linux/fs.h: both files share their blocks until one of them is written to
+SMALLEST_PIECE = 4096
 
 
-class Interrupted(Exception):
-    """An attempt that ended early; the next one goes on where it stopped."""
+class Limiter:
+    """So many bytes a second for the whole process, or as many as there are (0)."""
 
-    def __init__(self, error: ArtifactError) -> None:
-        self.error = error
-        super().__init__(str(error))
+    def __init__(
+        self, rate: int = 0, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.rate = rate
+        self.clock = clock
+        self.pause = pause
+        # Small enough that nobody at the other end takes a slow reader for a dead one.
+        self.piece = min(CHUNK, max(SMALLEST_PIECE, rate // 8)) if rate else CHUNK
+        self._due = clock()
+        self._lock = threading.Lock()
 
-
-class Part:
-    """What has arrived of one file: the bytes on disk, their running digest and the server's validator."""
-
-    def __init__(self, path: Path, file: File) -> None:
-        self.path = path
-        self.file = file
-        self.position = 0
-        self.received = 0  # bytes that came over the line, those of a wasted attempt included
-        self.digest = hashlib.sha256()
-        self.validator_path = path.with_suffix(".validator")
-        self.handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+b", buffering=0)
-        try:
-            self._read_what_is_there()
-        except BaseException:
-            self.handle.close()
-            raise
-
-    def _read_what_is_there(self) -> None:
-        if os.fstat(self.handle.fileno()).st_size > self.file.size:
-            self.restart()
-        buffer = memoryview(bytearray(CHUNK))
-        while count := self.handle.readinto(buffer):
-            self.digest.update(buffer[:count])
-            self.position += count
-
-    @property
-    def validator(self) -> str:
-        return self.validator_path.read_text() if self.validator_path.exists() else ""
-
-    @validator.setter
-    def validator(self, value: str) -> None:
-        if value:
-            self.validator_path.write_text(value)
-        else:
-            self.validator_path.unlink(missing_ok=True)
-
-    def restart(self) -> None:
-        self.handle.seek(0)
-        self.handle.truncate()
-        self.position = 0
-        self.digest = hashlib.sha256()
-        self.validator = ""
-
-    def write(self, data: memoryview) -> None:
-        try:
-            written = 0
-            while written < len(data):
-                written += self.handle.write(data[written:])
-        except OSError as error:
-            # Space was checked before the first byte, so something else filled the disk. The host needs
-            # the room more than the next run needs the head start.
-            self.discard()
-            raise ArtifactError.from_os_error(error, self.path.parent) from error
-        self.digest.update(data)
-        self.position += len(data)
-        self.received += len(data)
-
-    def finish(self) -> None:
-        """Write all of it to the disk: what is renamed into place must survive a power cut."""
-        os.fsync(self.handle.fileno())
-        self.handle.close()
-        self.validator = ""
-
-    def discard(self) -> None:
-        self.handle.close()
-        self.validator = ""
-        self.path.unlink(missing_ok=True)
+    def take(self, count: int) -> None:
+        """Wait until so many bytes more are within the rate."""
+        if not self.rate:
+            return
+        with self._lock:
+            now = self.clock()
+            self._due = max(self._due, now) + count / self.rate
+            wait = self._due - now
+        self.pause(wait)
 
 
-class SafeRedirects(HTTPRedirectHandler):
-    """Follows redirects, but never gives the operator's headers to another server, nor https up for http."""
+@dataclass
+class Offer:
+    """One place that may have a file, and how it has done so far."""
 
-    def __init__(self, private: dict[str, str]) -> None:
-        self.private = {name.capitalize() for name in private}
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        following = super().redirect_request(req, fp, code, msg, headers, newurl)
-        here, there = urlsplit(req.full_url), urlsplit(newurl)
-        if here.scheme == "https" and there.scheme != "https":
-            raise URLError(f"it redirects to {there.scheme}://{there.netloc}, which is not encrypted")
-        if following is not None and here[:2] != there[:2]:
-            for name in self.private:
-                following.remove_header(name)
-        return following
+    origin: Any
+    web: Web
+    index: int
+    request: Request
+    failures: int = 0
+    used: bool = False  # a request that was used may have run out meanwhile: tokens and signed URLs do
 
 
 class Fetcher:
-    """Brings files from web servers."""
+    """Brings files from wherever they are to be had.
 
-    def __init__(
-        self,
-        *,
-        ca_path: str | None = None,
-        validate_certs: bool = True,
-        headers: dict[str, str] | None = None,
-        timeout: float = 30,
-        retries: int = 5,
-        pause: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.headers = headers or {}
-        self.timeout = timeout
-        self.retries = retries
-        self.pause = pause
-        self.opener = build_opener(
-            HTTPSHandler(context=_tls_context(ca_path, validate_certs)), SafeRedirects(self.headers)
-        )
+    An origin has `requests(artifact, file)`, the places to ask in this order, and `web(artifact)`, which asks them.
+    """
 
-    def fetch(self, url: str, path: Path, file: File) -> int:
-        """Bring `url` into `path`, complete and with the right digest; return the number of bytes that moved."""
-        part = Part(path, file)
-        try:
-            resumed = part.position > 0
-            self._stream(url, part)
-            if resumed and part.digest.hexdigest() != file.sha256:
-                # What lay here may be at fault (another source, a power cut), so the server gets one fair try.
-                part.restart()
-                self._stream(url, part)
-            if part.digest.hexdigest() != file.sha256:
-                part.discard()
-                raise file.wrong_digest(part.digest.hexdigest(), url)
-            part.finish()
-            return part.received
-        finally:
-            part.handle.close()
+    def __init__(self, origins: Iterable[Any], limiter: Limiter | None = None, advance: Callable[[int], None] | None = None) -> None:
+        self.origins = list(origins)
+        self.limiter = limiter or Limiter()
+        self.advance = advance or (lambda _count: None)
+        self.hashing = ThreadPoolExecutor(1, "hashing")
+        self._buffers = [memoryview(bytearray(self.limiter.piece)) for _ in range(2)]
 
-    def _stream(self, url: str, part: Part) -> None:
-        furthest, failures = part.position, 0
-        while part.position < part.file.size:
+    def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
+        """Bring a file into its part, complete and with the right digest; return the number of bytes that moved."""
+        part.begin(self.hashing, self.advance)
+        if file.content is not None:
+            part.restart()
+            part.write(memoryview(file.content.encode()))
+            return 0
+        _Download(self, artifact, file, part).run()
+        return part.received
+
+
+class _Download:
+    """One file, and the places that have not failed yet."""
+
+    def __init__(self, fetcher: Fetcher, artifact: Artifact, file: File, part: Part) -> None:
+        self.fetcher = fetcher
+        self.artifact = artifact
+        self.file = file
+        self.part = part
+        self.errors: list[ArtifactError] = []
+        self.second_try = False
+        self.offers: list[Offer] | None = None
+
+    def run(self) -> None:
+        while self.part.position < self.file.size or not self._right():
+            if self.offers is None:
+                self.offers = self._all_offers()
+            if not self.offers:
+                self._give_up()
+            self._ask(self.offers[0])
+
+    def _all_offers(self) -> list[Offer]:
+        offers = []
+        for origin in self.fetcher.origins:
             try:
-                self._attempt(url, part)
-            except Interrupted as interruption:
-                # Only attempts that came no further count: a long download over a bad line does end.
-                failures = 0 if part.position > furthest else failures + 1
-                furthest = max(furthest, part.position)
-                if failures > self.retries:
-                    raise interruption.error from interruption
-                self.pause(min(2**failures, 30))
+                requests, web = origin.requests(self.artifact, self.file), origin.web(self.artifact)
+            except ArtifactError as error:
+                self.errors.append(error)
+                continue
+            offers += [Offer(origin, web, index, request) for index, request in enumerate(requests)]
+        if not offers and not self.errors:
+            self.errors.append(
+                ArtifactError("there is no place to bring it from", self.file.path, "give suppliers, or sources and a source")
+            )
+        return offers
 
-    def _attempt(self, url: str, part: Part) -> None:
-        request = Request(url, headers={"User-Agent": "localfirst.llm_fleet", **self.headers})
-        # A compressed answer has other bytes than the file, and ranges of it mean something else.
-        request.add_header("Accept-Encoding", "identity")
-        if part.position:
-            request.add_header("Range", f"bytes={part.position}-")
-            if part.validator:
-                request.add_header("If-Range", part.validator)
+    def _ask(self, offer: Offer) -> None:
+        before = self.part.position
         try:
-            with self.opener.open(request, timeout=self.timeout) as answer:
-                self._begin(answer, part, url)
-                self._copy(answer, part, url)
-        except HTTPError as error:
-            raise _refused(error, part, url) from error
-        except URLError as error:
-            raise _unreachable(error, url) from error
-        except (http.client.HTTPException, OSError) as error:
-            raise Interrupted(_broken(part, url, str(error) or type(error).__name__)) from error
+            with offer.web.open(offer.request, self.part.continuing(offer.request.where)) as answer:
+                self._begin(answer, offer)
+                self._copy(answer)
+            self.part.come_from(offer.request.where)
+        except Interrupted as interruption:
+            self._again(offer, interruption, self.part.position > before)
+        except _WrongSize as error:
+            self._drop(offer, self.file.wrong_size(error.actual, offer.request.where))
+        except HostError:
+            raise
+        except ArtifactError as error:
+            if not (offer.used and error.details.get("status") in (401, 403) and self._renew(offer)):
+                self._drop(offer, error)
 
-    @staticmethod
-    def _begin(answer, part: Part, url: str) -> None:
-        """Check what the server is about to send, and start over where it does not continue."""
-        total = answer.headers.get("Content-Length")
+    def _renew(self, offer: Offer) -> bool:
+        """Ask for the place again: its token or signature may have run out on the way."""
+        try:
+            offer.request = offer.origin.requests(self.artifact, self.file)[offer.index]
+        except (ArtifactError, IndexError):
+            return False
+        offer.used = False
+        return True
+
+    def _begin(self, answer: Response, offer: Offer) -> None:
+        """Check what is about to be sent, and start over where it does not continue."""
+        part, total = self.part, answer.headers.get("Content-Length")
         if answer.status == 206:
             found = CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != part.position:
                 part.restart()
-                raise Interrupted(_broken(part, url, "the server sent another range than was asked for"))
+                raise Interrupted(
+                    ArtifactError("the server sent another range than was asked for", offer.request.where, "look at that server")
+                )
             total = found[2] if found[2] != "*" else None
-        elif part.position:
+        if total is not None and total != str(self.file.size):
+            raise _WrongSize(total)
+        if answer.status != 206 and part.position:
             part.restart()
-        if total is not None and int(total) != part.file.size:
-            part.discard()
-            raise part.file.wrong_size(total, url)
         etag = answer.headers.get("ETag", "")
         # A weak ETag says "about the same", which is not good enough to glue bytes together.
-        part.validator = etag if etag.startswith('"') else answer.headers.get("Last-Modified", "")
+        part.validate(offer.request.where, etag if etag.startswith('"') else answer.headers.get("Last-Modified", ""))
 
-    @staticmethod
-    def _copy(answer, part: Part, url: str) -> None:
-        buffer = memoryview(bytearray(CHUNK))
-        while count := answer.readinto(buffer):
-            if part.position + count > part.file.size:
-                part.discard()
-                raise part.file.wrong_size(f"more than {part.file.size}", url)
-            part.write(buffer[:count])
-        if part.position < part.file.size:
-            raise Interrupted(_broken(part, url, "the connection ended early"))
+    def _copy(self, answer: Response) -> None:
+        part, limiter, buffers = self.part, self.fetcher.limiter, self.fetcher._buffers
+        local = isinstance(answer.raw, FileAnswer)
+        if local and part.position == 0 and self._clone(answer.raw):
+            return
+        turn = 0
+        while count := answer.readinto(buffers[turn]):
+            if part.position + count > self.file.size:
+                part.restart()
+                raise _WrongSize(f"more than {self.file.size}")
+            part.write(buffers[turn][:count])
+            if not local:
+                limiter.take(count)
+            turn = 1 - turn  # the other one has been hashed by now
+        if part.position < self.file.size:
+            raise Interrupted(ArtifactError("the connection ended early", answer.request.where, "run again"))
+
+    def _clone(self, source: FileAnswer) -> bool:
+        """Share the blocks of a file of this host, where the file system can; then it only has to be read."""
+        try:
+            fcntl.ioctl(self.part.handle, FICLONE, source.handle.fileno())
+        except OSError:
+            return False
+        self.part.read_what_is_there()
+        return True
+
+    def _right(self) -> bool:
+        """Whether what is complete is right, too; otherwise it is thrown away."""
+        actual = self.part.hexdigest()
+        if actual == self.file.sha256:
+            return True
+        first, *mixed = self.part.sources or [""]
+        if (not self.part.resumed and not mixed) or self.second_try:
+            offer = next((offer for offer in self.offers or () if offer.request.where == self.part.last), None)
+            if offer is not None:
+                self._drop(offer, self.file.wrong_digest(actual, offer.request.where))
+        else:
+            # What lay here may be at fault (another source, a power cut), so every place gets one fair try.
+            self.second_try = True
+        self.part.restart()
+        # An empty file is complete as soon as it begins, so asking for it again would never end.
+        if self.file.size == 0:
+            raise self.file.wrong_digest(actual, first or self.file.path)
+        return False
+
+    def _again(self, offer: Offer, interruption: Interrupted, further: bool) -> None:
+        """Only attempts that came no further count: a long download over a bad line does end."""
+        if interruption.error.details.get("status") == 416:
+            # There is nothing after what we have: what we have is not this file.
+            self.part.restart()
+        self.part.come_from(offer.request.where)
+        offer.used = True
+        offer.failures = 0 if further else offer.failures + 1
+        if offer.failures > offer.web.retries:
+            self._drop(offer, self._stopped(interruption.error))
+            return
+        # The next place has its turn; only when all of them failed is there something to wait for.
+        self.offers.append(self.offers.pop(self.offers.index(offer)))
+        failures = min(each.failures for each in self.offers)
+        if failures or len(self.offers) == 1:
+            offer.web.pause(interruption.wait(failures))
+
+    def _stopped(self, error: ArtifactError) -> ArtifactError:
+        if not self.part.position:
+            return error
+        what = f"it stopped after {self.part.position} of {self.file.size} bytes ({error.fault.what})"
+        return ArtifactError(what, error.fault.where, "run again: it goes on where it stopped", **error.details)
+
+    def _drop(self, offer: Offer, error: ArtifactError) -> None:
+        self.errors.append(error)
+        self.offers.remove(offer)
+
+    def _give_up(self) -> None:
+        """Say what every place said; bytes that are wrong weigh more than bytes that did not come."""
+        worst = next((error for error in self.errors if "expected" in error.details), self.errors[-1])
+        if self.part.position == 0:
+            self.part.discard()
+        what, where, fix = worst.fault
+        if len(self.errors) > 1:
+            said = "; ".join(f"{error.fault.where}: {error.fault.what}" for error in self.errors)
+            what = f"it cannot be had from any of {len(self.errors)} places: {said}"
+        if not what.startswith(self.file.path):
+            what = f"{self.file.path}: {what}"
+        raise ArtifactError(what, where, fix, **{"file": self.file.path, **worst.details})
 
 
-def _tls_context(ca_path: str | None, validate_certs: bool) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca_path or None)
-    except OSError as error:
-        raise ArtifactError(
-            f"the CA certificate cannot be read: {error.strerror or error}",
-            str(ca_path),
-            "name a file on the host that holds PEM certificates",
-        ) from error
-    if not validate_certs:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+class _WrongSize(Exception):
+    """A place has another file by that name."""
 
-
-def _refused(error: HTTPError, part: Part, url: str) -> Exception:
-    error.close()
-    answer = ArtifactError(
-        f"the server answers {error.code} {error.reason} for {part.file.path}",
-        url,
-        STATUS_FIXES.get(error.code, "look at that server's log, then run again"),
-        status=error.code,
-    )
-    if error.code == 416:
-        # There is nothing after what we have: what we have is not this file.
-        part.restart()
-    return Interrupted(answer) if error.code in (408, 416, 425, 429) or error.code >= 500 else answer
-
-
-def _unreachable(error: URLError, url: str) -> Exception:
-    reason = error.reason
-    host = urlsplit(url).netloc
-    if isinstance(reason, socket.gaierror):
-        return ArtifactError(
-            f"the name of {host} cannot be resolved ({reason.strerror})",
-            url,
-            "check the name in models.lock.yml and the DNS of this host",
-        )
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return ArtifactError(
-            f"the certificate of {host} is not trusted ({reason.verify_message})",
-            url,
-            "name the CA that signed it (ca_path)",
-        )
-    if isinstance(reason, str):
-        return ArtifactError(f"{host} cannot be used: {reason}", url, "correct the source in models.lock.yml")
-    detail = getattr(reason, "strerror", None) or str(reason)
-    fix = "check that the server is up and that this host may reach it, then run again"
-    return Interrupted(ArtifactError(f"{host} cannot be reached ({detail})", url, fix))
-
-
-def _broken(part: Part, url: str, reason: str) -> ArtifactError:
-    return ArtifactError(
-        f"{part.file.path} stopped after {part.position} of {part.file.size} bytes ({reason})",
-        url,
-        "run again: it goes on where it stopped",
-    )
+    def __init__(self, actual: str) -> None:
+        self.actual = actual
+        super().__init__(actual)

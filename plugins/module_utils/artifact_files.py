@@ -91,7 +91,11 @@ def directories_below(tree: Path) -> list[Path]:
 
 
 def same_file(status: os.stat_result, path: Path) -> bool:
-    return (status.st_ino, status.st_dev) == (path.lstat().st_ino, path.lstat().st_dev)
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    return (status.st_ino, status.st_dev) == (there.st_ino, there.st_dev)
 
 
 def to_disk(path: Path) -> None:

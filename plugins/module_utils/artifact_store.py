@@ -3,12 +3,17 @@
 """A host's content-addressed store: each content once, and a tree of hard links for each model version.
 
     blobs/sha256/<hex>               verified contents, named by what they are
-    incoming/<hex>                   contents that somebody brought here, not yet verified
-    incoming/<hex>.part              contents that are on their way
+    verified/<hex>                   when a content was last read and found right, and how its file looked then
+    incoming/<hex>.part              contents that are on their way; whoever works on one has it locked
+    incoming/progress*.json          how far stagings are
+    claims/                          what the runs of this moment rely on
     models/<model>/<version>/<path>  hard links to blobs; all of a version or nothing
 
 A name in `blobs` is a promise, so a file gets there by one rename after its digest was checked. A version
 never changes what it holds: other contents under the same version are refused.
+
+The store's lock is held for moments only: to look at the space and claim it, to link a tree, to remove one. Whoever
+brings a content holds that content's own lock, so any number of runs share the work.
 """
 
 from __future__ import annotations
@@ -19,12 +24,11 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File, human
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_claims import Claims
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import (
     DIRECTORY_MODE,
     FILE_MODE,
@@ -32,35 +36,23 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_file
     digest_of,
     directories_below,
     files_below,
-    same_file,
     to_disk,
 )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import (
+    ABSENT,
+    DAMAGED,
+    SOUND,
+    UNREAD,
+    Survey,
+    regular,
+    survey,
+    survey_removal,
+)
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_marks import Marks
 
 # What is wrong with the file itself; any other error is about this run and says nothing of the file.
 DAMAGE = (errno.EIO, errno.ELOOP, errno.EISDIR)
-
-
-@dataclass
-class Survey:
-    """What is there of an artifact, and what has to be done about the rest; found without changing anything."""
-
-    path: str
-    missing: list[File] = field(default_factory=list)  # neither in blobs nor in incoming
-    brought: list[File] = field(default_factory=list)  # in incoming, to be verified
-    spare: list[Path] = field(default_factory=list)  # in incoming, and in the store already
-    to_link: list[str] = field(default_factory=list)  # paths of the tree that are not what they should be
-    to_drop: list[str] = field(default_factory=list)  # paths of the tree that nobody asked for
-    to_own: list[Path] = field(default_factory=list)  # files and directories with the wrong owner or mode
-    actions: list[str] = field(default_factory=list)
-    before: list[str] = field(default_factory=list)
-    after: list[str] = field(default_factory=list)
-    bytes_missing: int = 0
-    bytes_moved: int = 0
-
-    @property
-    def diff(self) -> dict:
-        texts = {"before": self.before, "after": self.after}
-        return {name: "".join(f"{line}\n" for line in lines) for name, lines in texts.items()}
 
 
 class Store:
@@ -71,6 +63,8 @@ class Store:
         self.blobs = self.root / "blobs" / "sha256"
         self.incoming = self.root / "incoming"
         self.models = self.root / "models"
+        self.claims = Claims(self.root / "claims")
+        self.marks = Marks(self.root / "verified")
         self.ownership = Ownership(owner, group)
 
     def blob(self, file: File) -> Path:
@@ -82,9 +76,20 @@ class Store:
     def tree(self, artifact: Artifact) -> Path:
         return self.models / artifact.model / artifact.version
 
+    def leaving(self, artifact: Artifact) -> Path:
+        """The tree of a version whose removal has begun."""
+        return self.models / artifact.model / f".{artifact.version}.old"
+
+    def prepare(self) -> None:
+        """Make the directories."""
+        for folder in (self.root, self.blobs.parent, self.blobs, self.models, self.marks.folder):
+            self.ownership.make_directory(folder)
+        for folder in (self.incoming, self.claims.folder):
+            self.ownership.make_directory(folder, 0o700)
+
     @contextlib.contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
-        """One run at a time: a second one waits, and then finds the work done."""
+        """One run at a time. Nothing that takes longer than a moment happens under this lock."""
         self.ownership.make_directory(self.root)
         with open(self.root / ".lock", "a", encoding="ascii") as handle:
             deadline = time.monotonic() + timeout
@@ -99,144 +104,104 @@ class Store:
                             str(self.root),
                             "wait for it to end, or raise lock_timeout",
                         ) from None
-                    time.sleep(0.1)
+                    time.sleep(0.05)
             yield
 
     # Looking
 
-    def survey(self, artifact: Artifact) -> Survey:
-        """Compare the store with what the artifact needs."""
-        found = Survey(str(self.tree(artifact)))
-        for file in artifact.contents:
-            self._survey_content(artifact, file, found)
-        self._survey_tree(artifact, found)
-        return found
+    def state(self, file: File) -> str:
+        """What the store has of a content. Sound is what was verified and has not been touched since."""
+        status = regular(self.blob(file))
+        if status is None:
+            return ABSENT
+        if status.st_size != file.size:
+            return DAMAGED
+        return SOUND if self.marks.fits(file.sha256, status) else UNREAD
 
-    def _survey_content(self, artifact: Artifact, file: File, found: Survey) -> None:
-        blob, brought, part = self.blob(file), self.incoming / file.sha256, self.part(file)
-        if blob.is_file() and blob.stat().st_size == file.size:
-            if brought.is_file():
-                found.spare.append(brought)
-                found.actions.append(f"remove {brought}, which the store has already")
+    def rest(self, file: File) -> int:
+        """The bytes of a content that have not arrived yet."""
+        return self._rest(file.sha256, file.size)
+
+    def _rest(self, digest: str, size: int) -> int:
+        part = regular(self.incoming / f"{digest}.part")
+        arrived = part.st_size if part else 0
+        return size - arrived if arrived <= size else size
+
+    def survey(self, artifact: Artifact, link: bool = True, counted: set[str] | None = None) -> Survey:
+        """Compare the store with what the artifact needs; what is in `counted` another artifact brings."""
+        return survey(self, artifact, link, set() if counted is None else counted)
+
+    def check_space(self, surveys: Iterable[Survey], reserve: int, claimed: Mapping[str, int]) -> None:
+        """Refuse before the first byte what cannot fit beside all that other runs are bringing."""
+        ours = {file.sha256: self.rest(file) for found in surveys for file in found.missing}
+        if not any(ours.values()):
             return
-        again = " again, because what the store has is damaged" if blob.is_file() else ""
-        if brought.is_file():
-            found.brought.append(file)
-            found.bytes_moved += file.size
-            found.actions.append(f"take {file.path} ({human(file.size)}) from {brought}{again}")
-            return
-        arrived = part.stat().st_size if part.is_file() else 0
-        rest = file.size - arrived if arrived <= file.size else file.size
-        verb = "continue" if rest < file.size else "copy" if artifact.local else "fetch"
-        found.missing.append(file)
-        found.bytes_missing += rest
-        found.bytes_moved += rest
-        found.actions.append(f"{verb} {file.path} ({human(rest)}) from {artifact.origin(file)}{again}")
-
-    def _survey_tree(self, artifact: Artifact, found: Survey) -> None:
-        tree, wanted = self.tree(artifact), {file.path: file for file in artifact.files}
-        present = dict(files_below(tree))
-        absent = {file.sha256 for file in (*found.missing, *found.brought)}
-        for path, file in wanted.items():
-            if path not in present or file.sha256 in absent or not same_file(present[path], self.blob(file)):
-                found.to_link.append(path)
-        found.to_drop = sorted(set(present) - set(wanted))
-        complete = not found.to_link and not found.to_drop
-        names = {} if complete else self._names()
-        for path, status in sorted(present.items()):
-            digest = wanted[path].sha256 if complete else names.get(status.st_ino)
-            if digest is not None and (path not in wanted or digest != wanted[path].sha256):
-                raise self._other_contents(artifact, path, digest, wanted.get(path))
-            found.before.append(_line(path, status.st_size, digest))
-        found.after = [_line(file.path, file.size, file.sha256) for file in artifact.files]
-        kept = [tree / path for path in present if path not in (*found.to_link, *found.to_drop)]
-        folders = sorted({tree / parent for path in wanted for parent in Path(path).parents})
-        found.to_own = [path for path in kept if self.ownership.differs(path, FILE_MODE)]
-        found.to_own += [path for path in folders if path.is_dir() and self.ownership.differs(path, DIRECTORY_MODE)]
-        if found.to_link:
-            found.actions.append(f"link into {tree}: {', '.join(found.to_link)}")
-        found.actions += [f"remove {tree / path}, which is no part of {artifact.title}" for path in found.to_drop]
-        found.actions += [f"correct owner and mode of {path}" for path in found.to_own]
-
-    def _other_contents(self, artifact: Artifact, path: str, digest: str, file: File | None) -> ArtifactError:
-        wanted = f"with sha256:{file.sha256}" if file else "not at all"
-        return ArtifactError(
-            f"{artifact.title} is here already with other contents: {path} has sha256:{digest}, and the lockfile wants it {wanted}",
-            str(self.tree(artifact)),
-            "a version never changes what it holds: lock the new contents as a new version, or remove this one first (state: absent)",
-            file=path,
-            actual=digest,
+        theirs = sum(
+            self._rest(digest, size)
+            for digest, size in claimed.items()
+            if digest not in ours and regular(self.blobs / digest) is None
         )
-
-    def check_space(self, artifact: Artifact, found: Survey, reserve: int) -> None:
-        """Refuse before the first byte what cannot fit."""
-        if not found.bytes_missing:
-            return
+        needed = sum(ours.values())
         place = self.root
         while not place.exists():
             place = place.parent
         usage = os.statvfs(place)
         free = usage.f_bavail * usage.f_frsize
-        if free - found.bytes_missing < reserve:
+        if free - theirs - needed < reserve:
+            others = f", {human(theirs)} are on their way for other runs" if theirs else ""
             raise ArtifactError(
-                f"{artifact.title} needs {human(found.bytes_missing)} and {human(reserve)} have to stay free, "
+                f"{human(needed)} are needed{others} and {human(reserve)} have to stay free, "
                 f"but the file system of {place} has only {human(free)} left",
                 str(self.root),
-                f"free {human(found.bytes_missing + reserve - free)} there, or put the store on a larger disk",
-                needed=found.bytes_missing,
+                f"free {human(needed + theirs + reserve - free)} there, or put the store on a larger disk",
+                needed=needed,
                 free=free,
             )
 
+    def names(self) -> dict[int, str]:
+        """The digest of each content of the store, by inode."""
+        return {entry.inode(): entry.name for entry in os.scandir(self.blobs)} if self.blobs.is_dir() else {}
+
     # Bringing
 
-    def place(self, artifact: Artifact, found: Survey, fetcher: Fetcher) -> None:
-        """Do what `survey` found. The tree appears last, and as a whole."""
-        for folder in (self.blobs.parent, self.blobs, self.models):
-            self.ownership.make_directory(folder)
-        self.ownership.make_directory(self.incoming, 0o700)
-        for path in found.spare:
-            path.unlink()
-        for file in found.brought:
-            self._take(artifact, file)
-        found.bytes_moved -= found.bytes_missing
-        for file in found.missing:
-            if artifact.local:
-                raise self._not_brought(artifact, file)
-            found.bytes_moved += fetcher.fetch(artifact.origin(file), self.part(file), file)
-            self._adopt(self.part(file), file)
+    def adopt(self, part: Part) -> None:
+        """Give verified contents their name. From here on everybody may rely on them."""
+        self.ownership.give(part.path, FILE_MODE)
+        part.finish()
+        # The mark first: one without its content says nothing, but a content without a mark would be read again.
+        self.marks.set(part.file.sha256, os.fstat(part.handle.fileno()))
+        os.replace(part.path, self.blob(part.file))
+        to_disk(self.blobs)
+
+    def read_again(self, file: File) -> str:
+        """Read a content once more: mark it where it is right, and take its name away where it is not."""
+        blob, digests = self.blob(file), {}
+        before = regular(blob)
+        actual = _read_again(blob, digests)
+        if actual == file.sha256 and before is not None:
+            self.marks.set(file.sha256, before)
+        elif before is not None:
+            self._set_aside(file, before)
+        return actual
+
+    def _set_aside(self, file: File, status: os.stat_result) -> None:
+        now = regular(self.blob(file))
+        if now is not None and now.st_ino == status.st_ino:
+            self.blob(file).unlink(missing_ok=True)
+            self.marks.forget(file.sha256)
+
+    def link(self, artifact: Artifact, found: Survey) -> None:
+        """Do what `found` says of the tree, under the store's lock. A new tree appears as a whole."""
+        self._sweep_links()
         if self.tree(artifact).is_dir():
             self._repair(artifact, found)
         else:
             self._build(artifact)
 
-    def _not_brought(self, artifact: Artifact, file: File) -> ArtifactError:
-        return ArtifactError(
-            f"{file.path} is on the controller ({artifact.origin(file)}), and nobody brought it here",
-            str(self.incoming / file.sha256),
-            "copy it to that path first, as the role model_store does",
-            file=file.path,
-        )
-
-    def _take(self, artifact: Artifact, file: File) -> None:
-        brought = self.incoming / file.sha256
-        self._forget(self.part(file))
-        actual = digest_of(brought)
-        if actual != file.sha256:
-            brought.unlink()
-            raise file.wrong_digest(actual, artifact.origin(file) if artifact.local else brought)
-        self._adopt(brought, file)
-
-    def _adopt(self, path: Path, file: File) -> None:
-        """Give verified contents their name. From here on everybody may rely on them."""
-        self.ownership.give(path, FILE_MODE)
-        to_disk(path)
-        os.replace(path, self.blob(file))
-        to_disk(self.blobs)
-
     def _build(self, artifact: Artifact) -> None:
         tree = self.tree(artifact)
         self.ownership.make_directory(tree.parent)
-        _sweep(tree.parent)
+        self._sweep(tree.parent)
         draft = tree.with_name(f".{tree.name}.new")
         self.ownership.make_directory(draft)
         for file in artifact.files:
@@ -256,30 +221,45 @@ class Store:
         for path in found.to_link:
             self.ownership.make_parents(tree, path)
             link = self.incoming / f"{contents[path].sha256}.link"
-            link.unlink(missing_ok=True)
             os.link(self.blob(contents[path]), link)
             os.replace(link, tree / path)
+        self.own(found)
+
+    def _sweep_links(self) -> None:
+        for link in self.incoming.glob("*.link"):
+            link.unlink()
+
+    def own(self, found: Survey) -> None:
+        """Correct owners and modes."""
         for path in found.to_own:
             if path.exists():
                 self.ownership.give(path, DIRECTORY_MODE if path.is_dir() else FILE_MODE)
 
     # Verifying
 
-    def verify(self, artifact: Artifact, set_aside: bool) -> list[dict]:
+    def verify(self, artifact: Artifact, set_aside: bool, link: bool = True, lock_timeout: float = 60) -> list[dict]:
         """Read every file again and return the damaged ones.
 
         With `set_aside`, damaged contents lose their name in `blobs`, so that the next run brings them again.
         """
         tree, damaged, digests = self.tree(artifact), {}, {}
         for file in artifact.files:
-            for path in (tree / file.path, self.blob(file)):
+            blob = self.blob(file)
+            before, sound = regular(blob), True
+            for path in (tree / file.path, blob) if link else (blob,):
                 actual = _read_again(path, digests)
                 if actual != file.sha256:
                     damaged.setdefault(file.path, {"path": file.path, "expected": file.sha256, "actual": actual})
-                    if set_aside and path == self.blob(file):
-                        path.unlink(missing_ok=True)
+                    sound = sound and path != blob
+            if not set_aside or before is None:
+                continue
+            if sound:
+                self.marks.set(file.sha256, before)
+            else:
+                with self.locked(lock_timeout):
+                    self._set_aside(file, before)
         wanted = {file.path for file in artifact.files}
-        for path, _status in files_below(tree):
+        for path, _status in files_below(tree) if link else ():
             if path not in wanted:
                 damaged[path] = {"path": path, "expected": "no such file", "actual": "present"}
         return [damaged[path] for path in sorted(damaged)]
@@ -287,52 +267,58 @@ class Store:
     # Removing
 
     def survey_removal(self, artifact: Artifact) -> Survey:
-        tree, names = self.tree(artifact), self._names()
-        found = Survey(str(tree))
-        present = dict(files_below(tree))
-        for path, status in sorted(present.items()):
-            found.before.append(_line(path, status.st_size, names.get(status.st_ino)))
-        if tree.is_dir():
-            found.actions.append(f"remove {tree}")
-        found.actions += [f"remove {path}, which an interrupted run left" for path in self._unfinished()]
-        leaving = [status.st_ino for status in present.values()]
-        for inode, digest in sorted(names.items(), key=lambda item: item[1]):
-            status = (self.blobs / digest).stat()
-            if status.st_nlink - leaving.count(inode) == 1:
-                found.actions.append(f"remove {self.blobs / digest} ({human(status.st_size)}), which no tree needs")
-        return found
+        return survey_removal(self, artifact)
 
     def remove(self, artifact: Artifact) -> None:
-        """Take a tree away, and then the contents that no other tree links to."""
-        tree = self.tree(artifact)
+        """Take a tree away, and then the contents that nothing else needs; under the store's lock."""
+        tree, leaving = self.tree(artifact), self.leaving(artifact)
+        self._sweep_links()
+        if leaving.is_dir():
+            self._finish_leaving(leaving)
         if tree.is_dir():
             # It goes at once, so that nobody ever sees half of it.
-            os.rename(tree, tree.with_name(f".{tree.name}.old"))
+            os.rename(tree, leaving)
+            self._finish_leaving(leaving)
         if tree.parent.is_dir():
-            _sweep(tree.parent)
             _remove_empty(tree.parent, self.models)
-        for path in self._unfinished():
-            self._forget(path)
-        for digest in self._names().values():
-            if (self.blobs / digest).stat().st_nlink == 1:
-                (self.blobs / digest).unlink()
+        for path in self.unfinished(artifact):
+            self.drop_part(path)
 
-    def _unfinished(self) -> list[Path]:
-        """What interrupted runs left in incoming. Files that somebody brought are not ours to judge."""
-        return sorted(path for path in self.incoming.glob("*") if path.suffix in (".part", ".link"))
+    def _finish_leaving(self, leaving: Path) -> None:
+        # The tree goes last: as long as it is there, a later run knows which contents were only its own.
+        for blob in self.only_in([leaving]):
+            blob.unlink()
+            self.marks.forget(blob.name)
+        shutil.rmtree(leaving)
 
-    @staticmethod
-    def _forget(path: Path) -> None:
-        path.unlink(missing_ok=True)
-        path.with_suffix(".validator").unlink(missing_ok=True)
+    def only_in(self, trees: Iterable[Path]) -> list[Path]:
+        """The contents that these trees link to and nothing else does, nor is about to."""
+        linked: dict[int, int] = {}
+        for tree in trees:
+            for _path, status in files_below(tree):
+                linked[status.st_ino] = linked.get(status.st_ino, 0) + 1
+        names, claimed = self.names(), self.claims.live(sweep=False)
+        blobs = [self.blobs / names[inode] for inode in linked if inode in names and names[inode] not in claimed]
+        return sorted(blob for blob in blobs if blob.stat().st_nlink - linked[blob.stat().st_ino] == 1)
 
-    def _names(self) -> dict[int, str]:
-        """The digest of each content of the store, by inode."""
-        return {entry.inode(): entry.name for entry in os.scandir(self.blobs)} if self.blobs.is_dir() else {}
+    def unfinished(self, artifact: Artifact) -> list[Path]:
+        """What interrupted runs left of an artifact's contents."""
+        return sorted(self.part(file) for file in artifact.contents if regular(self.part(file)) is not None)
 
+    def drop_part(self, path: Path) -> bool:
+        """Throw away what has arrived of a content, unless a run works on it."""
+        part = Part.take(path, File(path.stem, 0, path.stem))
+        if part is not None:
+            part.discard()
+        return part is not None
 
-def _line(path: str, size: int, digest: str | None) -> str:
-    return f"{path} {size} sha256:{digest or 'unknown'}"
+    def _sweep(self, folder: Path) -> None:
+        """Remove what an interrupted run left; the name of a version never begins with a dot."""
+        for entry in folder.glob(".*"):
+            if entry.name.endswith(".old"):
+                self._finish_leaving(entry)
+            else:
+                shutil.rmtree(entry)
 
 
 def _read_again(path: Path, digests: dict[int, str]) -> str:
@@ -347,12 +333,6 @@ def _read_again(path: Path, digests: dict[int, str]) -> str:
         if error.errno not in DAMAGE:
             raise
         return f"unreadable ({error.strerror})"
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what an interrupted run left; the name of a version never begins with a dot."""
-    for entry in folder.glob(".*"):
-        shutil.rmtree(entry)
 
 
 def _remove_empty(folder: Path, top: Path) -> None:

@@ -9,19 +9,23 @@ module: model_artifact
 short_description: Brings the files of a model version into a host's store, verified
 version_added: 0.1.0
 description:
-  - Fetches what is missing over HTTP, continues where an earlier run was interrupted, and hashes on the way.
+  - Fetches what is missing, continues where an earlier run was interrupted, and hashes on the way.
+  - Contents come from hosts of the fleet that serve them by digest (O(suppliers)), or from the source that the lockfile
+    names (O(sources)). With both, suppliers are asked first. Where one place fails, the next one goes on where it stopped.
   - Nothing is linked before its size and SHA-256 are what the lockfile says. A file with a wrong digest leaves
     nothing behind.
   - Each content is kept once, under its digest. A model version is a tree of hard links that appears as a whole.
   - A version never changes what it holds. Other contents under the same version are refused.
-  - Two runs on one host wait for each other.
+  - Several runs on one store share the work. What one fetches, the others wait for.
+  - This is for one version. For all versions of a host use M(localfirst.llm_fleet.model_stage).
 options:
   state:
     description:
       - V(present) brings, verifies and links what is missing.
-      - V(absent) removes the tree, and then the contents that no other tree links to, unfinished downloads included.
+      - V(absent) removes the tree, and then the contents that no other tree links to and no run relies on. With O(files),
+        their unfinished downloads go too.
       - V(verified) reads every file again, and fails with a list of the damaged ones. Damaged contents lose their
-        name in the store, so that the next V(present) brings them again. In check mode it only reads.
+        name in the store, so that the next V(present) brings them again, and only them. In check mode it only reads.
     type: str
     choices: [present, absent, verified]
     default: present
@@ -38,12 +42,7 @@ options:
     type: str
     required: true
   source:
-    description:
-      - Where the files come from, as the lockfile says. A URL that begins with V(http://) or V(https://), or V(file://)
-        and an absolute path on the controller.
-      - The source itself is the file when there is one file only and the source ends with its path; otherwise
-        the path of each file is added to it.
-      - A file of a V(file://) source has to be brought to C(<store>/incoming/<sha256>) before.
+    description: The pinned source, as the lockfile has it. Needed with O(sources) only.
     type: str
     default: ""
   files:
@@ -64,34 +63,56 @@ options:
         description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
         type: str
         required: true
+      from:
+        description: Path of the file at the source, where it differs.
+        type: str
+      content:
+        description: All of the file, where the lockfile holds it. Such a file is not fetched.
+        type: str
+  suppliers:
+    description: "Addresses of hosts that serve contents at C(<address>/blobs/sha256/<digest>), for example a depot."
+    type: list
+    elements: str
+    default: []
+  sources:
+    description:
+      - How sources are asked, the variable C(llm_fleet_sources) as JSON. Give V({}) to ask sources without any settings;
+        without this option, sources are not asked at all.
+      - Its secrets appear in no output.
+    type: str
+  client_cert:
+    description: File on the host with the certificate to show to suppliers (PEM).
+    type: path
+  client_key:
+    description: File on the host with the key of O(client_cert) (PEM).
+    type: path
+  ca_path:
+    description: File on the host with the CA certificates that suppliers are checked with (PEM). The host's own ones if not set.
+    type: path
+  bandwidth:
+    description: Bytes a second that may be fetched, all together. V(0) sets no limit.
+    type: int
+    default: 0
+  link:
+    description: Whether there is a tree, for V(present) and V(verified). A host that only hands contents on needs none.
+    type: bool
+    default: true
   owner:
     description: User that owns files and directories. The user who runs the module if not set.
     type: str
   group:
     description: Group that may read files and directories. Left as it is if not set.
     type: str
-  headers:
-    description:
-      - "HTTP headers for the source, C(Name: value), one a line."
-      - They are not passed on when the server redirects to another one.
-    type: str
-  ca_path:
-    description: File with CA certificates (PEM) on the host. The host's own ones if not set.
-    type: path
-  validate_certs:
-    description: Whether to check the certificate of the source.
-    type: bool
-    default: true
   timeout:
-    description: Seconds that a server may stay silent before the attempt counts as failed.
+    description: Seconds that a supplier may stay silent before the attempt counts as failed. Sources have their own setting.
     type: int
     default: 30
   retries:
-    description: How many attempts in a row may fail without a byte before the module gives up.
+    description: How many attempts in a row may fail at one supplier without a byte before it is given up.
     type: int
     default: 5
   lock_timeout:
-    description: Seconds to wait for another run on the same store.
+    description: Seconds to wait for another run on the same store that comes no further.
     type: int
     default: 3600
   reserve:
@@ -113,18 +134,18 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Bring a model version
+- name: Bring a model version from its source
   localfirst.llm_fleet.model_artifact:
     model: tiny
     version: 1.0.0
     source: https://models.example/tiny/1.0.0/tiny.gguf
+    sources: "{{ llm_fleet_sources | to_json }}"
     files:
       - path: tiny.gguf
         size: 6012345
         sha256: 1f0e3dad99908345f7439f8ffabdffc4b1f0e3dad99908345f7439f8ffabdffc
     owner: root
     group: llm-fleet
-    headers: "{{ 'Authorization: Bearer ' ~ models_example_token }}"
 
 - name: Read it again
   localfirst.llm_fleet.model_artifact:
@@ -147,7 +168,7 @@ actions:
   elements: str
   returned: success
   sample:
-    - fetch tiny.gguf (5.7 MiB) from https://models.example/tiny/1.0.0/tiny.gguf
+    - fetch tiny.gguf (5.7 MiB)
     - "link into /var/lib/llm_fleet/store/models/tiny/1.0.0: tiny.gguf"
 path:
   description: Directory of the tree.
@@ -160,7 +181,7 @@ bytes_moved:
   returned: success
   sample: 6012345
 missing:
-  description: Files that were in the store neither verified nor waiting for it, and where each comes from.
+  description: Files whose contents the store did not have when the module began.
   type: list
   elements: dict
   returned: success
@@ -168,7 +189,6 @@ missing:
     - path: tiny.gguf
       size: 6012345
       sha256: 1f0e3dad99908345f7439f8ffabdffc4b1f0e3dad99908345f7439f8ffabdffc
-      from: https://models.example/tiny/1.0.0/tiny.gguf
 diff:
   description: Files of the tree before and after, a line each with path, size and digest.
   type: dict
@@ -210,15 +230,19 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
     Artifact,
     ArtifactError,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store, Survey
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import Survey
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, parse_sources, secrets_of
 
 
 class ModelArtifact:
     """One call of the module."""
 
-    def __init__(self, params: dict, check_mode: bool) -> None:
+    def __init__(self, params: dict, sources: dict | None, check_mode: bool) -> None:
         self.params = params
+        self.sources = sources
         self.check_mode = check_mode
         self.store = Store(params["store"], params["owner"], params["group"])
         self.artifact = Artifact.parse(params["model"], params["version"], params["source"], params["files"])
@@ -227,65 +251,50 @@ class ModelArtifact:
         """Do what the state asks for and return the result."""
         if self.params["state"] != "absent" and not self.artifact.files:
             raise ArtifactError(f"{self.artifact.title} has no files", "files", LOCKFILE_FIX)
-        # A look changes nothing, not even a lock file; and there is nothing to lock where there is no store.
-        nothing_to_lock = self.params["state"] != "present" and not self.store.root.is_dir()
-        unlocked = self.check_mode or nothing_to_lock
-        with contextlib.nullcontext() if unlocked else self.store.locked(self.params["lock_timeout"]):
-            return self._result(getattr(self, self.params["state"])())
-
-    def present(self) -> Survey:
-        found = self.store.survey(self.artifact)
-        self.store.check_space(self.artifact, found, self.params["reserve"])
-        if found.actions and not self.check_mode:
-            fetcher = Fetcher(
-                ca_path=self.params["ca_path"],
-                validate_certs=self.params["validate_certs"],
-                headers=parse_headers(self.params["headers"]),
-                timeout=self.params["timeout"],
-                retries=self.params["retries"],
-            )
-            self.store.place(self.artifact, found, fetcher)
-        return found
-
-    def absent(self) -> Survey:
-        found = self.store.survey_removal(self.artifact)
-        if found.actions and not self.check_mode:
-            self.store.remove(self.artifact)
-        return found
-
-    def verified(self) -> Survey:
-        damaged = self.store.verify(self.artifact, set_aside=not self.check_mode)
-        if damaged:
-            entries = [f"{file['path']} (expected {file['expected']}, actual {file['actual']})" for file in damaged]
-            raise ArtifactError(
-                f"{self.artifact.title} is damaged: {', '.join(entries)}",
-                str(self.store.tree(self.artifact)),
-                "run with state: present, which brings damaged files again, and look at the disk's health",
-                damaged=damaged,
-            )
-        return Survey(str(self.store.tree(self.artifact)))
-
-    def _result(self, found: Survey) -> dict:
+        found = getattr(self, self.params["state"])()
         return {
             "changed": bool(found.actions),
             "actions": found.actions,
             "path": found.path,
             "bytes_moved": found.bytes_moved,
-            "missing": [{**file.as_dict(), "from": self.artifact.origin(file)} for file in found.missing],
+            "missing": [file.as_dict() for file in found.missing],
             "diff": found.diff,
         }
 
+    def present(self) -> Survey:
+        staging = Staging(
+            self.store,
+            [self.artifact],
+            link=self.params["link"],
+            reserve=self.params["reserve"],
+            lock_timeout=self.params["lock_timeout"],
+        )
+        if self.check_mode:
+            return staging.look()[0]
+        fetcher = Fetcher(origins_of(self.params, self.sources), Limiter(self.params["bandwidth"]))
+        return staging.run(fetcher)[0]
 
-def parse_headers(text: str | None) -> dict[str, str]:
-    """Headers as a dictionary; a message never repeats what is in them."""
-    headers = {}
-    for number, line in enumerate((text or "").splitlines(), start=1):
-        name, colon, value = line.partition(":")
-        if line.strip() and not (colon and name.strip()):
-            raise ArtifactError(f"line {number} is no HTTP header", "headers", "write 'Name: value', one a line")
-        if colon:
-            headers[name.strip()] = value.strip()
-    return headers
+    def absent(self) -> Survey:
+        # A look changes nothing, not even a lock file; and there is nothing to lock where there is no store.
+        unlocked = self.check_mode or not self.store.root.is_dir()
+        with contextlib.nullcontext() if unlocked else self.store.locked(self.params["lock_timeout"]):
+            found = self.store.survey_removal(self.artifact)
+            if found.actions and not self.check_mode:
+                self.store.remove(self.artifact)
+        return found
+
+    def verified(self) -> Survey:
+        link = self.params["link"]
+        damaged = self.store.verify(self.artifact, not self.check_mode, link, self.params["lock_timeout"])
+        if damaged:
+            entries = [f"{file['path']} (expected {file['expected']}, actual {file['actual']})" for file in damaged]
+            raise ArtifactError(
+                f"{self.artifact.title} is damaged: {', '.join(entries)}",
+                str(self.store.tree(self.artifact) if link else self.store.blobs),
+                "run with state: present, which brings damaged files again, and look at the disk's health",
+                damaged=damaged,
+            )
+        return Survey(str(self.store.tree(self.artifact) if link else self.store.blobs))
 
 
 def main() -> None:
@@ -304,23 +313,30 @@ def main() -> None:
                     "path": {"type": "str", "required": True},
                     "size": {"type": "int", "required": True},
                     "sha256": {"type": "str", "required": True},
+                    "from": {"type": "str"},
+                    "content": {"type": "str"},
                 },
             },
+            "suppliers": {"type": "list", "elements": "str", "default": []},
+            "sources": {"type": "str", "no_log": True},
+            "client_cert": {"type": "path"},
+            "client_key": {"type": "path", "no_log": False},
+            "ca_path": {"type": "path"},
+            "bandwidth": {"type": "int", "default": 0},
+            "link": {"type": "bool", "default": True},
             "owner": {"type": "str"},
             "group": {"type": "str"},
-            "headers": {"type": "str", "no_log": True},
-            "ca_path": {"type": "path"},
-            "validate_certs": {"type": "bool", "default": True},
             "timeout": {"type": "int", "default": 30},
             "retries": {"type": "int", "default": 5},
             "lock_timeout": {"type": "int", "default": 3600},
             "reserve": {"type": "int", "default": 1024**3},
         },
-        required_if=[("state", "present", ["source"])],
         supports_check_mode=True,
     )
     try:
-        result = ModelArtifact(module.params, module.check_mode).run()
+        sources = parse_sources(module.params["sources"])
+        module.no_log_values.update(secrets_of(sources))
+        result = ModelArtifact(module.params, sources, module.check_mode).run()
     except ArtifactError as error:
         module.fail_json(msg=str(error), fault=error.fault.as_dict(), **error.details)
     except OSError as error:

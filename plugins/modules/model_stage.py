@@ -1,0 +1,360 @@
+#!/usr/bin/python
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: model_stage
+short_description: Brings the files of several model versions into a host's store
+version_added: 0.1.0
+description:
+  - Fetches what the host's store lacks of the given artifacts, verifies it, and links a tree for each version.
+  - Contents come from hosts of the fleet that serve them by digest (O(suppliers)), or from the sources that the lockfile
+    names (O(sources)). With both, suppliers are asked first. Where one place fails, the next one goes on where it stopped.
+  - Whether the disk has room is checked for all artifacts together, before the first byte.
+  - Nothing gets a name in the store before its size and SHA-256 are what the lockfile says. What the store has by digest
+    is never fetched again, whichever version brought it.
+  - A run that was killed at any moment leaves only verified files; the next one goes on where it stopped. Several runs on
+    one store share the work. What a run fetches, the others wait for.
+  - Made for C(async) with C(poll=0). While it runs, M(localfirst.llm_fleet.model_stage_info) tells how far it is.
+options:
+  store:
+    description: Directory of the store. All of it has to be on one file system.
+    type: path
+    default: /var/lib/llm_fleet/store
+  artifacts:
+    description: The model versions to bring, with their files as the lockfile names them.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      model:
+        description: Name of the model.
+        type: str
+        required: true
+      version:
+        description: Version of the model.
+        type: str
+        required: true
+      source:
+        description: The pinned source, as the lockfile has it. Needed with O(sources) only.
+        type: str
+        default: ""
+      files:
+        description: The files of the version.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          path:
+            description: Path of the file in the tree, relative and without C(..).
+            type: str
+            required: true
+          size:
+            description: Size in bytes.
+            type: int
+            required: true
+          sha256:
+            description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
+            type: str
+            required: true
+          from:
+            description: Path of the file at the source, where it differs.
+            type: str
+          content:
+            description: All of the file, where the lockfile holds it. Such a file is not fetched.
+            type: str
+      format:
+        description: Format of the files. Not used here; it is accepted so that an entry of the lockfile can be given as it is.
+        type: str
+      size:
+        description: Size of all files in bytes. Not used here.
+        type: int
+  suppliers:
+    description: "Addresses of hosts that serve contents at C(<address>/blobs/sha256/<digest>), for example a depot."
+    type: list
+    elements: str
+    default: []
+  sources:
+    description:
+      - How sources are asked, the variable C(llm_fleet_sources) as JSON. Give V({}) to ask sources without any settings;
+        without this option, sources are not asked at all.
+      - Its secrets appear in no output.
+    type: str
+  client_cert:
+    description: File on the host with the certificate to show to suppliers (PEM).
+    type: path
+  client_key:
+    description: File on the host with the key of O(client_cert) (PEM).
+    type: path
+  ca_path:
+    description: File on the host with the CA certificates that suppliers are checked with (PEM). The host's own ones if not set.
+    type: path
+  bandwidth:
+    description: Bytes a second that may be fetched, all together. V(0) sets no limit.
+    type: int
+    default: 0
+  link:
+    description: Whether to link a tree for each version. A host that only hands contents on needs none.
+    type: bool
+    default: true
+  run:
+    description:
+      - A name for this run, letters, digits, V(-) and V(_). With it M(localfirst.llm_fleet.model_stage_info) tells this
+        run's progress from that of others, and from that of an earlier one while this one has not begun.
+    type: str
+  owner:
+    description: User that owns files and directories. The user who runs the module if not set.
+    type: str
+  group:
+    description: Group that may read files and directories. Left as it is if not set.
+    type: str
+  reserve:
+    description: Bytes that have to stay free on the file system of the store.
+    type: int
+    default: 1073741824
+  lock_timeout:
+    description: Seconds to wait for another run on the same store that comes no further.
+    type: int
+    default: 3600
+  timeout:
+    description: Seconds that a supplier may stay silent before the attempt counts as failed. Sources have their own setting.
+    type: int
+    default: 30
+  retries:
+    description: How many attempts in a row may fail at one supplier without a byte before it is given up.
+    type: int
+    default: 5
+author:
+  - localfirst.llm_fleet contributors (@localfirst)
+seealso:
+  - module: localfirst.llm_fleet.model_stage_info
+  - module: localfirst.llm_fleet.model_artifact
+attributes:
+  check_mode:
+    description: Says what would be fetched, and how many bytes for each artifact, and changes nothing.
+    support: full
+  diff_mode:
+    description: Lists the files of each version before and after.
+    support: full
+  idempotent:
+    description: A second run finds everything in place and moves nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Fetch what a node lacks from the depots
+  localfirst.llm_fleet.model_stage:
+    artifacts:
+      - model: tiny
+        version: 1.0.0
+        files:
+          - path: tiny.gguf
+            size: 6012345
+            sha256: 1f0e3dad99908345f7439f8ffabdffc4b1f0e3dad99908345f7439f8ffabdffc
+    suppliers:
+      - https://10.0.0.5:8444
+    client_cert: /etc/llm_fleet/tls/client.pem
+    client_key: /etc/llm_fleet/tls/client.key
+    ca_path: /etc/llm_fleet/tls/ca.pem
+    owner: root
+    group: llm-fleet
+  async: 86400
+  poll: 0
+
+- name: Fetch from the sources into a depot, with at most 50 MB a second
+  localfirst.llm_fleet.model_stage:
+    store: /srv/depot
+    artifacts: "{{ artifacts }}"
+    sources: "{{ llm_fleet_sources | to_json }}"
+    bandwidth: 50000000
+    link: false
+"""
+
+RETURN = r"""
+actions:
+  description: What was or would be done.
+  type: list
+  elements: str
+  returned: success
+  sample:
+    - "tiny 1.0.0: fetch tiny.gguf (5.7 MiB)"
+    - "tiny 1.0.0: link into /var/lib/llm_fleet/store/models/tiny/1.0.0: tiny.gguf"
+bytes_moved:
+  description: Bytes that came to this host, or would. What an earlier, interrupted run brought is not counted.
+  type: int
+  returned: success
+  sample: 6012345
+artifacts:
+  description: The same for each artifact. A content that several of them have is counted once, for the first.
+  type: list
+  elements: dict
+  returned: success
+  sample:
+    - model: tiny
+      version: 1.0.0
+      path: /var/lib/llm_fleet/store/models/tiny/1.0.0
+      bytes_moved: 6012345
+      changed: true
+diff:
+  description: Files of each version before and after, a line each with path, size and digest.
+  type: list
+  elements: dict
+  returned: success
+fault:
+  description: What is wrong, where, and what to do about it.
+  type: dict
+  returned: failure
+  sample:
+    what: no space left on device
+    where: /var/lib/llm_fleet/store/incoming
+    fix: free some space on that file system, then run again
+faults:
+  description: All faults, where there are several.
+  type: list
+  elements: dict
+  returned: failure with several faults
+file:
+  description: Path of the file that is at fault.
+  type: str
+  returned: when one file is at fault
+expected:
+  description: The digest that the lockfile asks for.
+  type: str
+  returned: when a digest is wrong
+actual:
+  description: The digest that was found.
+  type: str
+  returned: when a digest is wrong
+needed:
+  description: Bytes that are needed.
+  type: int
+  returned: when the disk has too little room
+free:
+  description: Bytes that are free.
+  type: int
+  returned: when the disk has too little room
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, parse_sources, secrets_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress import RUN, Progress
+
+FILES = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "path": {"type": "str", "required": True},
+        "size": {"type": "int", "required": True},
+        "sha256": {"type": "str", "required": True},
+        "from": {"type": "str"},
+        "content": {"type": "str"},
+    },
+}
+
+
+class ModelStage:
+    """One call of the module."""
+
+    def __init__(self, params: dict, sources: dict | None, check_mode: bool) -> None:
+        self.params = params
+        self.sources = sources
+        self.check_mode = check_mode
+        if params["run"] and not RUN.fullmatch(params["run"]):
+            raise ArtifactError("this is no name for a run", "run", "write up to 64 letters, digits, '-' and '_'")
+        self.artifacts = [
+            Artifact.parse(each["model"], each["version"], each["source"], each["files"]) for each in params["artifacts"]
+        ]
+        store = Store(params["store"], params["owner"], params["group"])
+        self.staging = Staging(
+            store,
+            self.artifacts,
+            link=params["link"],
+            reserve=params["reserve"],
+            lock_timeout=params["lock_timeout"],
+            progress=Progress(store.incoming, params["run"]),
+        )
+
+    def run(self) -> dict:
+        """Bring everything and return the result."""
+        if self.check_mode:
+            surveys = self.staging.look()
+        else:
+            fetcher = Fetcher(origins_of(self.params, self.sources), Limiter(self.params["bandwidth"]))
+            surveys = self.staging.run(fetcher)
+        done = list(zip(self.artifacts, surveys))
+        return {
+            "changed": any(found.actions for found in surveys),
+            "actions": [f"{artifact.title}: {action}" for artifact, found in done for action in found.actions],
+            "bytes_moved": sum(found.bytes_moved for found in surveys),
+            "artifacts": [
+                {
+                    "model": artifact.model,
+                    "version": artifact.version,
+                    "path": found.path,
+                    "bytes_moved": found.bytes_moved,
+                    "changed": bool(found.actions),
+                }
+                for artifact, found in done
+            ],
+            "diff": [
+                {"before_header": artifact.title, "after_header": artifact.title, **found.diff} for artifact, found in done
+            ],
+        }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
+            "artifacts": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "model": {"type": "str", "required": True},
+                    "version": {"type": "str", "required": True},
+                    "source": {"type": "str", "default": ""},
+                    "files": FILES,
+                    "format": {"type": "str"},
+                    "size": {"type": "int"},
+                },
+            },
+            "suppliers": {"type": "list", "elements": "str", "default": []},
+            "sources": {"type": "str", "no_log": True},
+            "client_cert": {"type": "path"},
+            "client_key": {"type": "path", "no_log": False},
+            "ca_path": {"type": "path"},
+            "bandwidth": {"type": "int", "default": 0},
+            "link": {"type": "bool", "default": True},
+            "run": {"type": "str"},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+            "reserve": {"type": "int", "default": 1024**3},
+            "lock_timeout": {"type": "int", "default": 3600},
+            "timeout": {"type": "int", "default": 30},
+            "retries": {"type": "int", "default": 5},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        sources = parse_sources(module.params["sources"])
+        module.no_log_values.update(secrets_of(sources))
+        result = ModelStage(module.params, sources, module.check_mode).run()
+    except ArtifactError as error:
+        module.fail_json(msg=str(error), fault=error.fault.as_dict(), **error.details)
+    except OSError as error:
+        error = ArtifactError.from_os_error(error, module.params["store"])
+        module.fail_json(msg=str(error), fault=error.fault.as_dict())
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -90,7 +90,7 @@ def refusal(
         what += f" and wants no request for {after:.0f} seconds"
     fix = (advice or {}).get(status) or STATUS_FIXES.get(status, "look at that server's log, then run again")
     if status in (301, 302, 303, 307, 308):
-        what, fix = "the server redirects in a circle", "check the address; a proxy or a login page may be in between"
+        what, fix = "it redirects to no web address, or in a circle", "check the address; a proxy or a login page may be in between"
     answer = Refused(what, where, fix, status=status, headers=headers, body=body)
     again = status in WORTH_ANOTHER or (status >= 500 and status not in HOPELESS)
     return Interrupted(answer, after) if again and after <= LONGEST_WAIT else answer

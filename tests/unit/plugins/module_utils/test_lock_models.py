@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 
@@ -291,6 +292,30 @@ def test_an_engine_that_reads_ollama_stores_gets_one_from_a_gguf_file(folder, st
     for file in entry["files"]:
         if "content" in file:
             assert hashlib.sha256(file["content"].encode()).hexdigest() == file["sha256"]
+
+
+def test_a_model_of_an_ollama_registry_keeps_its_manifest_byte_for_byte(store, server):
+    weights, config = b"GGUF weights", b'{"model_format":"gguf"}'
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest(weights)}", "size": len(weights)}
+    manifest = json.dumps({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": f"sha256:{digest(config)}", "size": len(config)},
+        "layers": [layer],
+    }, indent=3).encode()
+    server.add("/v2/library/qwen/manifests/0.6b", manifest)
+    settings_ = {"ollama://": {"endpoint": server.url}}
+    wanted = [model("small", {"1.0.0": "ollama://qwen:0.6b"}, engine="ollama")]
+    first = lock(wanted, store=store, settings=settings_)
+    assert first.faults == [] and first.downloaded == 0
+    files = {file["path"]: file for file in locked(first.text)["small", "1.0.0"]["files"]}
+    kept = files["manifests/registry.ollama.ai/library/small/latest"]
+    assert kept["content"].encode() == manifest and kept["sha256"] == digest(manifest)
+    assert files[f"blobs/sha256-{digest(weights)}"]["size"] == len(weights)
+    assert lock(wanted, first.text, store=store, settings=settings_).drift == []
+    server.add("/v2/library/qwen/manifests/0.6b", manifest.replace(b"   ", b""))
+    told = lock(wanted, first.text, store=store, settings=settings_)
+    assert told.text == first.text and "changed" in told.drift[0]["changes"]
 
 
 def test_the_tool_names_the_release_of_this_collection():

@@ -21,6 +21,7 @@ NODE_DISTRIBUTIONS = {
     "ubuntu": ("22.04", "24.04"),
     **dict.fromkeys(RED_HAT_FAMILY, ("9",)),
 }
+DEPOT_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 GATEWAY_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
 HAPROXY_MINIMUM = (2, 6, 12)
 """The first HAProxy of a supported distribution; see docs/architecture.md for what it brings."""
@@ -74,10 +75,24 @@ def check_reachable(gateways: list[str], gateways_out: list[str], asked: set[str
     return faults
 
 
-def check_host(host: dict, is_gateway: bool) -> list[Fault]:
+def check_depots(depots: list[str], usable: list[str]) -> list[Fault]:
+    """Where there are depots, nodes get their files from nobody else: at least one has to answer."""
+    if not depots or usable:
+        return []
+    return [
+        Fault(
+            f"no depot answers ({', '.join(sorted(depots))})",
+            "group `depots`",
+            "bring one of them back, or take them out of the group `depots`: the controller then hands out the files",
+        )
+    ]
+
+
+def check_host(host: dict, is_gateway: bool, is_depot: bool = False) -> list[Fault]:
     """One host: its distribution, its clock, its address and, on a gateway, its HAProxy."""
     where = f"host {host['name']}"
-    faults = [*_check_distribution(host["distribution"], is_gateway, where), *_check_address(host["address"], where)]
+    kind = "gateway" if is_gateway else "depot" if is_depot else "GPU node"
+    faults = [*_check_distribution(host["distribution"], kind, where), *_check_address(host["address"], where)]
     if abs(host["clock_skew"]) > CLOCK_SKEW_SECONDS:
         faults.append(
             Fault(
@@ -115,21 +130,22 @@ def check_disk(host: dict, bytes_to_move: int, reserve: int) -> list[Fault]:
     ]
 
 
-def check_ca(gateways: list[dict], controller_ca: str) -> list[Fault]:
-    """A gateway was signed by the CA that the controller holds.
+def check_ca(hosts: list[dict], controller_ca: str) -> list[Fault]:
+    """A host's certificate was signed by the CA that the controller holds.
 
     A controller that lost the CA's directory (an execution environment starts with none) would make
     another CA, and every client would have to trust that one.
     """
     return [
         Fault(
-            "it serves a certificate of another CA than the one in llm_fleet_ca_dir",
-            f"host {gateway['name']}",
+            "it has a certificate of another CA than the one in llm_fleet_ca_dir",
+            f"host {host['name']}",
             "point llm_fleet_ca_dir to the directory of the fleet's CA, on storage that outlives this run;"
-            " to start with a new CA, remove /etc/haproxy/llm_fleet/ca.pem on every gateway first",
+            " to start with a new CA, remove /etc/haproxy/llm_fleet/ca.pem on every gateway, and /etc/llm_fleet/tls on every"
+            " other host, first",
         )
-        for gateway in gateways
-        if gateway["fleet_ca"] and gateway["fleet_ca"].strip() != controller_ca.strip()
+        for host in hosts
+        if host.get("fleet_ca", "").strip() not in ("", controller_ca.strip())
     ]
 
 
@@ -139,17 +155,16 @@ def haproxy_number(version: str) -> tuple[int, ...]:
     return tuple(map(int, match.groups())) if match else ()
 
 
-def _check_distribution(distribution: dict, is_gateway: bool, where: str) -> list[Fault]:
-    supported = GATEWAY_DISTRIBUTIONS if is_gateway else NODE_DISTRIBUTIONS
+def _check_distribution(distribution: dict, kind: str, where: str) -> list[Fault]:
+    supported = {"gateway": GATEWAY_DISTRIBUTIONS, "depot": DEPOT_DISTRIBUTIONS}.get(kind, NODE_DISTRIBUTIONS)
     name, version = distribution["id"], distribution["version"]
     # Red Hat's family counts minor releases (9.4), of which any will do.
     release = version.split(".")[0] if name in RED_HAT_FAMILY else version
     if release in supported.get(name, ()):
         return []
-    role = "gateway" if is_gateway else "GPU node"
     known = ", ".join(f"{name} {' or '.join(releases)}" for name, releases in supported.items())
     found = f"{name} {version}".strip() or "an unknown distribution"
-    return [Fault(f"a {role} on {found} is not supported", where, f"use one of: {known}")]
+    return [Fault(f"a {kind} on {found} is not supported", where, f"use one of: {known}")]
 
 
 def _check_address(address: str, where: str) -> list[Fault]:

@@ -53,6 +53,11 @@ options:
     type: list
     elements: str
     default: []
+  depots:
+    description: Names of all depots. Without any, the controller hands out the files of models.
+    type: list
+    elements: str
+    default: []
   asked:
     description: Names of the hosts that this run addresses, whether they answered or not.
     type: list
@@ -135,6 +140,25 @@ pending:
   type: list
   elements: str
   returned: always
+artifacts:
+  description:
+    - The model versions whose files each host needs, by host, for what it runs and for what it is to run.
+    - A depot needs those of all hosts. Files are as the lockfile has them.
+  type: dict
+  returned: always
+  sample: {"gpu1": [{"model": "tiny", "version": "1.0.0", "source": "file:///m/tiny.gguf", "size": 6012345, "files": []}]}
+supply:
+  description:
+    - What the controller has to hand out, because hosts that answered lack it. With depots these are the files of the
+      controller itself, otherwise all that nodes lack.
+    - C(artifacts) as above, with the lacking files only; C(files), paths on the controller by digest; C(bytes) of all together.
+  type: dict
+  returned: always
+suppliers:
+  description: Depots that hosts can fetch from. One that this run asked, and that did not answer, is left out.
+  type: list
+  elements: str
+  returned: always
 clients:
   description: The clients, with defaults filled in.
   type: list
@@ -155,13 +179,14 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight, staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import host_artifacts, status_rows
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import status_rows
 
 
 class FleetPlanner:
@@ -188,8 +213,15 @@ class FleetPlanner:
         result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
         if not self.faults:
             result = self.plan(exact_versions(models, lock), lock, current, frozen)
+        artifacts = staging.fleet_artifacts(result.plan, lock, self.params["depots"])
+        supply = self.supply(artifacts)
+        if not self.faults:
+            self.note(self.check_disks(artifacts))
         return {
             "plan": result.plan,
+            "artifacts": artifacts,
+            "supply": supply,
+            "suppliers": self.suppliers(),
             "leaving": result.leaving,
             "actions": result.actions,
             "pending": result.pending,
@@ -212,8 +244,6 @@ class FleetPlanner:
             frozen=frozen,
         )
         self.note(result.faults)
-        if not result.faults:
-            self.note(self.check_disks(result.plan))
         return result
 
     def check_written(self) -> tuple:
@@ -244,23 +274,35 @@ class FleetPlanner:
         """What the hosts told; returns the plan that was last applied."""
         params = self.params
         self.note(preflight.check_reachable(params["gateways"], params["gateways_out"], self.asked, set(self.answered)))
+        self.note(preflight.check_depots(params["depots"], self.suppliers()))
         for name, host in sorted(self.answered.items()):
-            self.note(preflight.check_host(host, name in self.gateways))
+            self.note(preflight.check_host(host, name in self.gateways, name in params["depots"]))
         ca = Path(params["ca_dir"]) / "ca.pem"
-        gateways = [host for name, host in sorted(self.answered.items()) if name in self.gateways]
-        self.note(preflight.check_ca(gateways, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
+        told = [host for _name, host in sorted(self.answered.items())]
+        self.note(preflight.check_ca(told, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
         current, faults = choose_current(self.states())
         self.note(faults)
         return current
 
-    def check_disks(self, plan: dict) -> list[Fault]:
+    def check_disks(self, artifacts: dict) -> list[Fault]:
         faults = []
         for name, host in sorted(self.answered.items()):
-            held = set(host["blobs"])
-            wanted = {file["sha256"]: file["size"] for artifact in host_artifacts(plan, name) for file in artifact["files"]}
-            missing = sum(size for digest, size in wanted.items() if digest not in held)
-            faults += preflight.check_disk(host, missing, self.params["disk_reserve"])
+            lacking = staging.missing(artifacts.get(name, []), dict(host["blobs"]))
+            size = sum(file["size"] for file in lacking.values())
+            faults += preflight.check_disk(host, size, self.params["disk_reserve"])
         return faults
+
+    def suppliers(self) -> list[str]:
+        return [name for name in self.params["depots"] if name in self.answered or name not in self.asked]
+
+    def supply(self, artifacts: dict) -> dict:
+        """What hosts have to get from the controller, and which of it are files that lie here."""
+        depots, nodes = self.params["depots"], self.params["nodes"]
+        takers = {name: dict(self.answered[name]["blobs"]) for name in depots or nodes if name in self.answered}
+        wanted = staging.supply(artifacts, takers, only_local=bool(depots))
+        files, faults = local_files(wanted)
+        self.note(faults)
+        return {"artifacts": wanted, "files": files, "bytes": sum(artifact["size"] for artifact in wanted)}
 
     def node_list(self) -> list[dict]:
         """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
@@ -304,6 +346,7 @@ def main() -> None:
             "gateways_out": {**names, "default": []},
             "nodes": {**names, "required": True},
             "removed": {**names, "default": []},
+            "depots": {**names, "default": []},
             "asked": {**names, "required": True},
             "hosts": {"type": "list", "elements": "dict", "required": True},
             "port_range": {"type": "list", "elements": "int", "default": [20000, 29999]},

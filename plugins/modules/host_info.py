@@ -17,7 +17,7 @@ options:
     type: path
     default: /var/lib/llm_fleet
   gateway:
-    description: Read also what only a gateway has, HAProxy's version, the registry of tokens and the CA.
+    description: Read also what only a gateway has, HAProxy's version and the registry of tokens, and its CA.
     type: bool
     default: false
   controller_clock:
@@ -72,11 +72,10 @@ store:
   returned: always
   sample: {"path": "/var/lib/llm_fleet/store", "total_bytes": 3840000000000, "free_bytes": 1920000000000}
 blobs:
-  description: Digests of the files that the store holds.
-  type: list
-  elements: str
+  description: Size in bytes of each file that the store holds, by its digest.
+  type: dict
   returned: always
-  sample: ["1f0e3dad99908345f7439f8ffabdffc4b1f0e3dad99908345f7439f8ffabdffc"]
+  sample: {"1f0e3dad99908345f7439f8ffabdffc4b1f0e3dad99908345f7439f8ffabdffc": 6012345}
 docker:
   description: Whether Docker is C(absent), C(stopped) or C(running), and its version.
   type: dict
@@ -116,9 +115,9 @@ clients:
   type: dict
   returned: with O(gateway=true)
 fleet_ca:
-  description: PEM text of the CA certificate that a gateway was signed with; an empty string if there is none.
+  description: PEM text of the CA that has signed the host's certificate; an empty string if there is none.
   type: str
-  returned: with O(gateway=true)
+  returned: always
 """
 
 import json
@@ -132,6 +131,7 @@ from ansible.module_utils.basic import AnsibleModule
 LABEL = "llm_fleet."
 OS_RELEASE = Path("/etc/os-release")
 GATEWAY_CA = Path("/etc/haproxy/llm_fleet/ca.pem")
+HOST_CA = Path("/etc/llm_fleet/tls/ca.pem")
 
 
 class HostInfo:
@@ -153,12 +153,16 @@ class HostInfo:
             "instances": self.instances(),
             "plan": plan,
             "plan_error": plan_error,
+            "fleet_ca": self.fleet_ca(),
         }
         if self.module.params["gateway"]:
             description["haproxy_version"] = self.haproxy_version()
             description["clients"], _error = self.read_json(self.state_dir / "clients.json")
-            description["fleet_ca"] = GATEWAY_CA.read_text() if GATEWAY_CA.is_file() else ""
         return description
+
+    def fleet_ca(self) -> str:
+        path = GATEWAY_CA if self.module.params["gateway"] else HOST_CA
+        return path.read_text() if path.is_file() else ""
 
     def clock_skew(self) -> float:
         controller_clock = self.module.params["controller_clock"]
@@ -185,9 +189,13 @@ class HostInfo:
         usage = shutil.disk_usage(existing)
         return {"path": str(path), "total_bytes": usage.total, "free_bytes": usage.free}
 
-    def blobs(self) -> list:
+    def blobs(self) -> dict:
         folder = self.state_dir / "store" / "blobs" / "sha256"
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        if not folder.is_dir():
+            return {}
+        # A file may go between the two calls.
+        sizes = {path.name: _size(path) for path in folder.iterdir()}
+        return {name: size for name, size in sorted(sizes.items()) if size is not None}
 
     def docker(self) -> dict:
         version = self.run("docker", "version", "--format", "{{.Server.Version}}")
@@ -256,6 +264,13 @@ class HostInfo:
             return None
         code, output, _errors = self.module.run_command([path, *arguments])
         return output if code == 0 or may_fail else None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def main() -> None:

@@ -130,3 +130,14 @@ def test_a_controller_that_lost_the_ca_does_not_make_another():
     assert preflight.check_ca([known, host(name="gw3")], "PEM A") == []
     assert only(preflight.check_ca([known, other], "PEM A\n")).where == "host gw2"
     assert only(preflight.check_ca([known], "")).where == "host gw1"
+
+
+def test_a_depot_runs_what_nginx_and_the_role_were_written_for():
+    assert preflight.check_host(host(), is_gateway=False, is_depot=True) == []
+    fault = only(preflight.check_host(host(distribution=distribution("rocky", "9.4")), is_gateway=False, is_depot=True))
+    assert "a depot on rocky 9.4" in fault.what
+
+
+def test_where_there_are_depots_one_has_to_answer():
+    assert preflight.check_depots([], []) == [] and preflight.check_depots(["d1", "d2"], ["d2"]) == []
+    assert "d1, d2" in only(preflight.check_depots(["d2", "d1"], [])).what

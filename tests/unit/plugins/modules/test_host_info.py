@@ -56,7 +56,7 @@ def look(run_module, programs, tmp_path):
 def test_a_bare_host_lacks_things_and_is_no_error(look):
     seen = look()
     assert "failed" not in seen and seen["changed"] is False
-    assert seen["instances"] == [] and seen["blobs"] == []
+    assert seen["instances"] == [] and seen["blobs"] == {}
     assert seen["plan"] is None and seen["plan_error"] == ""
     assert seen["docker"]["state"] in ("absent", "stopped") and seen["docker"]["version"] == ""
     assert seen["store"]["total_bytes"] >= seen["store"]["free_bytes"] > 0
@@ -88,10 +88,10 @@ def test_a_container_that_goes_meanwhile_hides_no_other(look, programs):
 def test_plan_and_blobs_are_read(look, tmp_path):
     store = tmp_path / "state" / "store" / "blobs" / "sha256"
     store.mkdir(parents=True)
-    (store / ("a" * 64)).touch()
+    (store / ("a" * 64)).write_text("12345")
     (tmp_path / "state" / "plan.json").write_text('{"generation": 7}')
     seen = look()
-    assert seen["plan"] == {"generation": 7} and seen["blobs"] == ["a" * 64]
+    assert seen["plan"] == {"generation": 7} and seen["blobs"] == {"a" * 64: 5}
 
 
 def test_a_broken_plan_is_told_and_not_taken_for_none(look, tmp_path):

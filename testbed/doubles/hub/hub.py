@@ -75,6 +75,15 @@ class Stored:
         return {"lfs": {key: self.sha256, "size": self.size, "pointerSize": self.pointer_size}} if self.large else {}
 
 
+def stamp(path: Path) -> tuple | None:
+    """What changes when somebody writes a file; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 class Hub:
     """The repositories below a directory, and the two servers that give them away."""
 
@@ -130,9 +139,8 @@ class Hub:
         with self.lock:
             for path in sorted(revision.rglob("*")):
                 if path.is_file():
-                    status = path.stat()
                     name = path.relative_to(revision).as_posix()
-                    key = (path, name, status.st_mtime_ns, status.st_size, status.st_ino)
+                    key = (path, name, stamp(path))
                     found[name] = self.known[key] = self.known.get(key) or Stored(path, name)
         return found
 
@@ -145,7 +153,8 @@ class Hub:
         """The commit that a branch, tag or commit means, and its files."""
         folder = self.folder(repository)
         if re.fullmatch(r"\w[\w.-]*", revision) and (folder / revision).is_dir():
-            files = self.files(folder / revision)
+            # Not by the name of a link: large files are found again later, when it may lead elsewhere.
+            files = self.files((folder / revision).resolve())
             return self.commit(files), files
         for place in sorted(folder.iterdir()):
             if place.is_dir() and not place.is_symlink():
@@ -160,7 +169,8 @@ class Hub:
 
     def by_digest(self, sha256: str) -> Stored | None:
         with self.lock:
-            return next((file for file in self.known.values() if file.sha256 == sha256 and file.path.exists()), None)
+            unchanged = (file for (path, _name, made), file in self.known.items() if file.sha256 == sha256 and stamp(path) == made)
+            return next(unchanged, None)
 
 
 class Server(ThreadingHTTPServer):

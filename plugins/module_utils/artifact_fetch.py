@@ -100,6 +100,7 @@ class _Download:
         self.part = part
         self.errors: list[ArtifactError] = []
         self.second_try = False
+        self.furthest = part.position
         self.offers: list[Offer] | None = None
 
     def run(self) -> None:
@@ -126,14 +127,13 @@ class _Download:
         return offers
 
     def _ask(self, offer: Offer) -> None:
-        before = self.part.position
         try:
             with offer.web.open(offer.request, self.part.continuing(offer.request.where)) as answer:
                 self._begin(answer, offer)
                 self._copy(answer)
             self.part.come_from(offer.request.where)
         except Interrupted as interruption:
-            self._again(offer, interruption, self.part.position > before)
+            self._again(offer, interruption)
         except _WrongSize as error:
             self._drop(offer, self.file.wrong_size(error.actual, offer.request.where))
         except HostError:
@@ -215,8 +215,10 @@ class _Download:
             raise self.file.wrong_digest(actual, first or self.file.path)
         return False
 
-    def _again(self, offer: Offer, interruption: Interrupted, further: bool) -> None:
+    def _again(self, offer: Offer, interruption: Interrupted) -> None:
         """Only attempts that came no further count: a long download over a bad line does end."""
+        further = self.part.position > self.furthest
+        self.furthest = max(self.furthest, self.part.position)
         if interruption.error.details.get("status") == 416:
             # There is nothing after what we have: what we have is not this file.
             self.part.restart()

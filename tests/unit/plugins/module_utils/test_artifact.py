@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
-"""What the lockfile may say of an artifact, and where its files come from."""
+"""What the lockfile may say of an artifact."""
 
 from __future__ import annotations
+
+import hashlib
 
 import pytest
 from hypothesis import given
@@ -70,36 +72,27 @@ def test_one_digest_has_one_size():
         Artifact.parse("tiny", "1.0.0", "", files)
 
 
-@pytest.mark.parametrize(
-    "source", ["tiny.gguf", "/tmp/tiny.gguf", "ftp://h/f", "file://host/f", "file:rel", "http:///f"]
-)
-def test_an_unknown_kind_of_source_is_refused(source):
-    with pytest.raises(ArtifactError, match="neither http"):
-        artifact(source)
-
-
-def test_a_password_in_the_source_is_refused_and_not_repeated():
-    with pytest.raises(ArtifactError) as caught:
-        artifact("https://me:geheim@models.example/tiny.gguf")
-    assert "geheim" not in str(caught.value) and "models.example" in str(caught.value)
+def test_the_path_at_the_source_may_differ_but_not_lead_elsewhere():
+    entry = {"path": "blobs/sha256-ab", "size": 1, "sha256": DIGEST}
+    assert Artifact.parse("tiny", "1.0.0", "", [entry]).files[0].origin == "blobs/sha256-ab"
+    assert Artifact.parse("tiny", "1.0.0", "", [{**entry, "from": "tiny.gguf"}]).files[0].origin == "tiny.gguf"
+    assert Artifact.parse("tiny", "1.0.0", "", [{**entry, "from": None, "content": None}]).files[0].content is None
+    with pytest.raises(ArtifactError, match="plain relative path"):
+        Artifact.parse("tiny", "1.0.0", "", [{**entry, "from": "../shadow"}])
 
 
 @pytest.mark.parametrize(
-    ("source", "paths", "origins"),
-    [
-        ("https://h/m/tiny.gguf", ["tiny.gguf"], ["https://h/m/tiny.gguf"]),
-        ("https://h/m/tiny.gguf?sig=1", ["tiny.gguf"], ["https://h/m/tiny.gguf?sig=1"]),
-        ("https://h/m/a%20b.gguf", ["a b.gguf"], ["https://h/m/a%20b.gguf"]),
-        ("https://h/m", ["tiny.gguf"], ["https://h/m/tiny.gguf"]),
-        ("https://h/m/", ["a#b", "c/d e"], ["https://h/m/a%23b", "https://h/m/c/d%20e"]),
-        ("https://h/a", ["a", "b"], ["https://h/a/a", "https://h/a/b"]),
-        ("file:///srv/tiny.gguf", ["tiny.gguf"], ["/srv/tiny.gguf"]),
-        ("file:///srv/100%", ["a b"], ["/srv/100%/a b"]),
-    ],
+    ("content", "size", "sound"),
+    [("ä{}", 4, True), ("ä{}", 3, False), ("{}", 4, False), (b"ab", 2, False), ("x" * 65537, 65537, False)],
 )
-def test_where_a_file_comes_from(source, paths, origins):
-    parsed = artifact(source, *paths)
-    assert [parsed.origin(file) for file in parsed.files] == origins
+def test_a_content_in_the_lockfile_is_what_its_digest_says(content, size, sound):
+    data = "ä{}".encode() if size in (3, 4) else bytes(content, "ascii") if isinstance(content, str) else content
+    entry = {"path": "a", "size": size, "sha256": hashlib.sha256(data).hexdigest(), "content": content}
+    if sound:
+        assert Artifact.parse("tiny", "1.0.0", "", [entry]).files[0].content == content
+    else:
+        with pytest.raises(ArtifactError, match="its content in the lockfile"):
+            Artifact.parse("tiny", "1.0.0", "", [entry])
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,13 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (
     BODY,
+    Places,
     artifact,
     digest,
     leftovers,
@@ -38,17 +41,7 @@ class Host:
         return artifact(f"{self.server.url}/{version}", contents, version)
 
     def present(self, wanted: Artifact, reserve=0):
-        with self.store.locked(5):
-            found = self.store.survey(wanted)
-            self.store.check_space(wanted, found, reserve)
-            if found.actions:
-                self.store.place(wanted, found, Fetcher(timeout=5, retries=0))
-            return found
-
-    def bring(self, body: bytes, name=None) -> None:
-        """What the role does with files of the controller."""
-        self.store.incoming.mkdir(parents=True, exist_ok=True)
-        (self.store.incoming / (name or digest(body))).write_bytes(body)
+        return Staging(self.store, [wanted], reserve=reserve, lock_timeout=5).run(Fetcher([Places(retries=0)]))[0]
 
 
 @pytest.fixture
@@ -68,7 +61,7 @@ def test_a_version_arrives_whole_and_each_content_once(host):
     assert tree_of(host.root) == CONTENTS
     assert found.bytes_moved == len(BODY) * 2 + 2
     assert len(host.server.requests) == 3  # two paths hold the same bytes
-    assert len(list(host.store.blobs.iterdir())) == 3 and not list(host.store.incoming.iterdir())
+    assert len(list(host.store.blobs.iterdir())) == 3 and not list(host.store.incoming.glob("*.part"))
 
 
 def test_nobody_else_may_write_or_read(host):
@@ -124,44 +117,47 @@ def test_a_wrong_digest_in_the_last_file_means_no_tree(host):
     assert leftovers(host.root) == sorted(f"blobs/sha256/{digest(body)}" for body in (BODY, b"{}"))
 
 
-def test_files_from_the_controller_are_verified_where_they_lie(host):
-    wanted = artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY})
-    host.bring(BODY)
-    found = host.present(wanted)
-    assert tree_of(host.root) == {"tiny.gguf": BODY} and found.bytes_moved == len(BODY)
-    assert not list(host.store.incoming.iterdir())
-
-
-def test_a_wrong_file_from_the_controller_leaves_nothing(host):
-    host.bring(b"other", name=digest(BODY))
-    with pytest.raises(ArtifactError) as caught:
-        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
-    assert caught.value.details == {"file": "tiny.gguf", "expected": digest(BODY), "actual": digest(b"other")}
-    assert leftovers(host.root) == []
-
-
-def test_a_file_that_nobody_brought_is_asked_for(host):
-    with pytest.raises(ArtifactError, match=r"/srv/tiny\.gguf") as caught:
-        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
-    assert str(host.store.incoming / digest(BODY)) == caught.value.fault.where
-
-
-def test_a_symbolic_link_in_incoming_is_not_followed(host, tmp_path):
-    (tmp_path / "secret").write_bytes(BODY)
-    host.store.incoming.mkdir(parents=True)
-    (host.store.incoming / digest(BODY)).symlink_to(tmp_path / "secret")
-    with pytest.raises(OSError):
-        host.present(artifact("file:///srv/tiny.gguf", {"tiny.gguf": BODY}))
-    assert tree_of(host.root) is None
-
-
 def test_a_blob_of_another_size_is_brought_again(host):
     wanted = host.serve(CONTENTS)
     host.present(wanted)
     os.truncate(host.store.blobs / digest(BODY), 5)
     found = host.present(wanted)
     assert found.bytes_moved == len(BODY) and "damaged" in found.actions[0]
+    assert len(host.server.requests) == 4
     assert tree_of(host.root) == CONTENTS
+
+
+def test_a_blob_that_was_written_to_is_found_before_it_is_linked_again(host):
+    host.present(host.serve(CONTENTS))
+    blob = host.store.blobs / digest(BODY)
+    blob.chmod(0o600)
+    with blob.open("r+b") as handle:
+        handle.write(b"!")
+    newer = {**CONTENTS, "config.json": b"{ }"}
+    found = host.present(host.serve(newer, "1.0.1"))
+    assert "weights/1.gguf" in found.actions[0] or "weights/1.gguf" in found.actions[1]
+    assert found.bytes_moved == len(BODY) + 3
+    assert tree_of(host.root, "1.0.1") == newer
+    # The old version is mended without a byte: the store has its contents again.
+    assert host.present(host.serve(CONTENTS)).bytes_moved == 0
+    assert tree_of(host.root) == CONTENTS
+
+
+def test_a_blob_that_was_only_touched_is_read_and_kept(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    os.utime(host.store.blobs / digest(BODY))
+    found = host.present(wanted)
+    assert found.bytes_moved == 0 and len(found.actions) == 1 and "read weights/1.gguf" in found.actions[0]
+    assert host.present(wanted).actions == []
+
+
+def test_a_host_without_trees_keeps_contents_only(host):
+    wanted = host.serve(CONTENTS)
+    found = Staging(host.store, [wanted], link=False).run(Fetcher([Places()]))[0]
+    assert found.path == str(host.store.blobs) and found.bytes_moved == len(BODY) * 2 + 2
+    assert tree_of(host.root) is None and len(list(host.store.blobs.iterdir())) == 3
+    assert Staging(host.store, [wanted], link=False).run(Fetcher([]))[0].actions == []
 
 
 def test_a_tree_is_mended_in_place(host):
@@ -260,32 +256,42 @@ def test_what_an_interrupted_run_left_is_swept(host):
     assert os.listdir(host.store.models / "tiny") == ["1.0.0"]
 
 
-def test_what_is_brought_although_it_is_here_does_not_stay(host):
+def test_removing_takes_its_own_unfinished_downloads_along(host):
     wanted = host.serve(CONTENTS)
     host.present(wanted)
-    host.bring(BODY)
-    assert len(host.present(wanted).actions) == 1
-    assert list(host.store.incoming.iterdir()) == [] and tree_of(host.root) == CONTENTS
-
-
-def test_removing_takes_unfinished_downloads_along(host):
-    wanted = host.serve(CONTENTS)
-    host.present(wanted)
-    part = host.store.incoming / f"{digest(b'other')}.part"
-    part.write_bytes(b"oth")
-    part.with_suffix(".validator").write_text('"1"')
-    assert any(str(part) in action for action in host.store.survey_removal(wanted).actions)
+    for body in (BODY, b"other"):
+        part = host.store.incoming / f"{digest(body)}.part"
+        part.write_bytes(b"oth")
+        part.with_suffix(".validator").write_text('"1"')
+    assert any(f"{digest(BODY)}.part" in action for action in host.store.survey_removal(wanted).actions)
     host.store.remove(wanted)
-    assert leftovers(host.root) == []
+    # The other one may be a download that somebody means to go on with.
+    assert leftovers(host.root) == sorted(f"incoming/{digest(b'other')}.{end}" for end in ("part", "validator"))
 
 
-def test_a_file_from_the_controller_replaces_an_unfinished_download(host):
-    wanted = host.serve({"a": BODY})
-    host.bring(BODY[:5], name=f"{digest(BODY)}.part")
-    host.bring(b'"1"', name=f"{digest(BODY)}.validator")
-    host.bring(BODY)
+def test_removing_leaves_alone_what_a_run_relies_on(host):
+    wanted = host.serve(CONTENTS)
     host.present(wanted)
-    assert list(host.store.incoming.iterdir()) == [] and not host.server.requests
+    part = Part.take(host.store.part(wanted.files[0]), wanted.files[0])
+    with part, host.store.claims.hold({digest(BODY): len(BODY)}).held():
+        announced = host.store.survey_removal(wanted).actions
+        host.store.remove(wanted)
+        assert not any(digest(BODY) in action for action in announced)
+        assert leftovers(host.root) == [
+            f"blobs/sha256/{digest(BODY)}",
+            str(next(host.store.claims.folder.iterdir()).relative_to(host.root)),
+            f"incoming/{wanted.files[0].sha256}.part",
+        ]
+    assert host.store.claims.live() == {}
+
+
+def test_a_removal_that_was_interrupted_is_finished(host):
+    wanted = host.serve(CONTENTS)
+    host.present(wanted)
+    os.rename(host.store.tree(wanted), host.store.leaving(wanted))
+    (host.store.blobs / digest(BODY)).unlink()
+    host.store.remove(wanted)
+    assert leftovers(host.root) == [] and list(host.store.models.iterdir()) == []
 
 
 def test_a_run_that_waits_too_long_says_for_what(host):

@@ -26,7 +26,9 @@ def open_source(text: str, all_settings: Mapping[str, Any] | None = None) -> Sou
         url = parse_source(text)
     except ValueError as error:
         raise ArtifactError(error.args[0], "the source", error.args[1]) from None
-    return source_of(url, settings_for(all_settings, text))
+    source = source_of(url, settings_for(all_settings, text))
+    source.all_settings = all_settings or {}
+    return source
 
 
 def source_of(url: SourceUrl, settings: Settings) -> Source:

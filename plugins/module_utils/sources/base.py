@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl
@@ -41,6 +42,9 @@ class Resolution:
 
 class Source:
     """A place that model files come from. `resolve` asks it what it has; `locate` needs a pinned URL, and is cheap."""
+
+    # All of llm_fleet_sources, for a source that only says at which other source its files are.
+    all_settings: Mapping[str, Any] = {}
 
     def __init__(self, url: SourceUrl, settings: Settings) -> None:
         self.url = url

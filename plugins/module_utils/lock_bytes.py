@@ -33,6 +33,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Response
 
 SMALL = 16 * 2**20  # read into nowhere where nothing may be kept: configurations and tokenizers, never weights
+SPACE_FIX = "free some space there, or put the store on a larger disk (llm_fleet_store_dir)"
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
@@ -111,6 +112,7 @@ class Digests:
         if self.store is None or not self.keep:
             return self._read_into_nowhere(source, pinned, file, request)
         with self._download(pinned, file.path) as download:
+            self._check_space(file, download)
             known = self._stream(source, pinned, file, request, download)
             if known is not None:
                 download.restart()
@@ -213,6 +215,14 @@ class Digests:
             self.store.prepare()
             self.store.ownership.make_directory(self._folder, 0o700)
 
+    def _check_space(self, file: RemoteFile, download: Download) -> None:
+        """Refuse before the first byte what cannot fit. Of several at once, the disk has the last word."""
+        usage = os.statvfs(self.store.incoming)
+        free, needed = usage.f_bavail * usage.f_frsize, (file.size or 0) - download.position
+        if needed > free:
+            what = f"{file.path} needs {human(needed)} to be locked, and there are {human(free)} free"
+            raise ArtifactError(what, str(self.store.root), SPACE_FIX)
+
     def _has(self, note: dict) -> bool:
         return self.store.state(File(note["path"], note["size"], note["sha256"])) == SOUND
 
@@ -300,8 +310,7 @@ class Download:
             # Without a digest there is no way to tell in advance whether it fits, so the room is given back.
             self.restart()
             what = f"{error.strerror or error} after {human(self.position + written)}".lower()
-            fix = "free some space there, or put the store on a larger disk (llm_fleet_store_dir)"
-            raise ArtifactError(what, str(self.path.parent), fix) from error
+            raise ArtifactError(what, str(self.path.parent), SPACE_FIX) from error
         self.digest.update(data)
         self.position += len(data)
 

@@ -72,9 +72,11 @@ def dropped_faults(
     faults, refused = [], set()
     for use in in_use:
         key = (use.model, use.version)
+        if key in postponed:
+            continue
         had = use.digest or old.get(key, {}).get("digest")
         gone = key in old and key not in new
-        changed = key in new and key not in postponed and had is not None and new[key]["digest"] != had
+        changed = key in new and had is not None and new[key]["digest"] != had
         if gone or changed:
             refused.add(key)
             faults.append(_in_use(use, gone))

@@ -135,7 +135,8 @@ class Locker:
             lock.drift += [outcome.drift] if outcome.drift else []
             lock.unasked += [outcome.unasked] if outcome.unasked else []
         data = self._assemble(versions, images, outcomes, lock.faults)
-        postponed = {(w.model, w.version) for w in versions if outcomes[w].unread}
+        # Of these it is not known yet what they will be, so nothing is known to change either.
+        postponed = {(w.model, w.version) for w in versions if outcomes[w].unread or outcomes[w].faults}
         lock.faults += dropped_faults(self.current, data, postponed, self.in_use, self.complete, self.allow_drop)
         lock.actions = [
             *describe(self.current, data, postponed),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import threading
 
 import pytest
@@ -14,7 +15,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import lock_models
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import lock_models, ollama_store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes import Use
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import check_locked, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.tests.unit.conftest import REPO
@@ -46,6 +47,18 @@ def folder(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB, where it may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 def write(path, body: bytes) -> str:
@@ -247,6 +260,13 @@ def test_while_a_host_is_silent_nothing_is_dropped_unless_allowed(folder, store)
     assert list(locked(lock(fewer, first.text, store=store).text)) == [("tiny", "1.1.0")]
 
 
+def test_a_version_whose_source_fails_is_not_said_to_be_dropped(folder, store):
+    first = lock([model("tiny", {"1.0.0": write(folder / "a.gguf", b"a")})], store=store)
+    moved = [model("tiny", {"1.0.0": f"file://{folder}/missing.gguf"})]
+    found = lock(moved, first.text, store=store, complete=False, in_use=[Use("tiny", "1.0.0", ("gpu1",))])
+    assert [fault.where for fault in found.faults] == ["llm_fleet_models[tiny].versions.1.0.0.source"]
+
+
 def test_a_depot_takes_no_file_of_the_controller(folder, store):
     found = lock([model("tiny", {"1.0.0": write(folder / "a.gguf", b"a")})], store=store, local_files=False)
     assert len(found.faults) == 1 and "llm_fleet_lock_host" in found.faults[0].fix
@@ -261,6 +281,19 @@ def test_in_check_mode_large_files_are_left_for_later(store, server, monkeypatch
     assert found.faults == [] and list(locked(found.text)) == [("a", "1.0.0")]
     assert "b 1.0.0: download 2.0 MiB to learn its digests, and lock it" in found.actions
     assert not store.exists()
+
+
+def test_a_file_that_cannot_fit_is_refused_before_its_first_byte(store, server):
+    server.add("/tiny.gguf", b"little", declared=2**60)
+    found = lock([model("tiny", {"1.0.0": f"{server.url}/tiny.gguf"})], store=store)
+    assert len(found.faults) == 1 and "llm_fleet_store_dir" in found.faults[0].fix and found.downloaded == 0
+
+
+def test_a_disk_that_fills_up_gets_its_room_back(small_disk, server):
+    server.add("/tiny.gguf", BODY * 4, chunked=True)  # of which nobody knows the size before
+    found = lock([model("tiny", {"1.0.0": f"{server.url}/tiny.gguf"})], store=small_disk / "store")
+    assert len(found.faults) == 1 and "no space left" in found.faults[0].what
+    assert not [path for path in (small_disk / "store").rglob("*") if path.is_file()]
 
 
 def test_without_a_store_a_large_file_is_a_fault(server, monkeypatch):
@@ -300,7 +333,7 @@ def test_a_model_of_an_ollama_registry_keeps_its_manifest_byte_for_byte(store, s
     manifest = json.dumps({
         "schemaVersion": 2,
         "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
-        "config": {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": f"sha256:{digest(config)}", "size": len(config)},
+        "config": {"mediaType": ollama_store.CONFIG_TYPE, "digest": f"sha256:{digest(config)}", "size": len(config)},
         "layers": [layer],
     }, indent=3).encode()
     server.add("/v2/library/qwen/manifests/0.6b", manifest)

@@ -11,8 +11,8 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (

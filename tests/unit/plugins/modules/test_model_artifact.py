@@ -42,9 +42,8 @@ class Host:
             "model": "tiny",
             "version": "1.0.0",
             "source": f"{self.server.url}/tiny",
+            "sources": json.dumps({f"{self.server.url}/": {"timeout": 20, "retries": 0}}),
             "files": [entry(path, body) for path, body in contents.items()],
-            "timeout": 20,
-            "retries": 0,
             "reserve": 0,
             "_ansible_remote_tmp": str(self.root.parent / "tmp"),
             **arguments,
@@ -113,7 +112,7 @@ def test_check_mode_says_what_would_move_and_moves_nothing(host):
     assert len(host.server.requests) == 1
     for key in ("changed", "actions", "diff", "bytes_moved", "missing", "path"):
         assert result[key] == real[key]
-    assert result["missing"] == [{**entry("tiny.gguf", BODY), "from": f"{host.server.url}/tiny/tiny.gguf"}]
+    assert result["missing"] == [entry("tiny.gguf", BODY)]
 
 
 def test_check_mode_leaves_no_trace(host):
@@ -172,14 +171,14 @@ def test_two_runs_at_once_fetch_once(host):
     assert tree_of(host.root) == {"tiny.gguf": BODY}
 
 
-def test_a_run_that_cannot_wait_says_so(host):
+def test_a_run_that_waits_for_one_that_comes_no_further_says_so(host):
     gate = threading.Event()
     host.server.add("/tiny/tiny.gguf", BODY, hold=gate)
     first = host.start()
     assert host.server.started.wait(30)
-    second = host.call(lock_timeout=0)
+    second = host.call(lock_timeout=1)
     gate.set()
-    assert "another run" in second["msg"]
+    assert "another run" in second["msg"] and "lock_timeout" in second["fault"]["fix"]
     assert host.result(first)["changed"]
 
 
@@ -206,15 +205,35 @@ def test_a_disk_that_fills_up_meanwhile_gets_its_room_back(host, small_disk):
     assert leftovers(host.root) == []
 
 
-def test_files_of_the_controller_are_asked_for_and_then_taken(host):
-    source = {"source": "file:///srv/models/tiny.gguf"}
-    asked = host.call(_ansible_check_mode=True, **source)
-    assert [file["from"] for file in asked["missing"]] == ["/srv/models/tiny.gguf"]
-    assert "incoming" in host.call(**source)["fault"]["where"]
-    (host.root / "incoming" / digest(BODY)).write_bytes(BODY)
-    result = host.call(**source)
-    assert result["bytes_moved"] == asked["bytes_moved"] == len(BODY) and result["missing"] == []
+def test_files_of_the_host_itself_are_copied(host, tmp_path):
+    (tmp_path / "tiny.gguf").write_bytes(BODY)
+    result = host.call(source=f"file://{tmp_path}/tiny.gguf", sources="{}")
+    assert result["bytes_moved"] == len(BODY) and not host.server.requests
     assert tree_of(host.root) == {"tiny.gguf": BODY}
+
+
+def test_depots_are_asked_before_the_source(host):
+    depot = host.server.add(f"/depot/blobs/sha256/{digest(BODY)}", BODY)
+    suppliers = [f"{host.server.url}/depot/"]
+    assert host.call(suppliers=suppliers)["bytes_moved"] == len(BODY)
+    assert [path for path, _headers in host.server.requests] == [f"/depot/blobs/sha256/{digest(BODY)}"]
+    depot.statuses = [404]
+    host.call(state="absent")
+    assert host.call(suppliers=suppliers)["bytes_moved"] == len(BODY)
+    assert host.server.requests[-1][0] == "/tiny/tiny.gguf"
+
+
+def test_without_leave_the_source_is_not_asked(host):
+    result = host.call(sources=None)
+    assert result["failed"] and "suppliers" in result["fault"]["fix"] and not host.server.requests
+
+
+def test_an_ollama_layout_takes_its_manifest_from_the_lockfile(host):
+    manifest = {**entry("manifests/r/l/tiny/latest", b"{}"), "content": "{}"}
+    blob = {**entry("blobs/sha256-1", BODY), "from": "tiny.gguf"}
+    result = host.call(files=[manifest, blob])
+    assert result["bytes_moved"] == len(BODY)
+    assert tree_of(host.root) == {"manifests/r/l/tiny/latest": b"{}", "blobs/sha256-1": BODY}
 
 
 def test_damage_is_found_named_and_mended(host):
@@ -223,7 +242,10 @@ def test_damage_is_found_named_and_mended(host):
     blob = host.root / "blobs/sha256" / digest(BODY)
     blob.chmod(0o600)
     blob.write_bytes(bytes(len(BODY)))
-    assert not host.call()["bytes_moved"]  # only reading finds it
+    status = blob.stat()
+    # A disk that loses bits changes no time; only reading finds it.
+    os.utime(blob, ns=(status.st_atime_ns, int((host.root / "verified" / blob.name).read_text().split()[1])))
+    assert not host.call()["bytes_moved"]
     looked = host.call(state="verified", _ansible_check_mode=True)
     assert looked["failed"] and blob.exists()
     result = host.call(state="verified")
@@ -260,7 +282,6 @@ def test_removing_from_a_bare_host_makes_nothing(host):
     [
         {"model": "../etc"},
         {"version": ".."},
-        {"source": "ftp://h/f"},
         {"files": []},
         {"files": [{"path": "../../etc/cron.d/x", "size": 1, "sha256": "ab" * 32}]},
         {"files": [{"path": "a", "size": 1, "sha256": "../" + "a" * 61}]},
@@ -273,10 +294,16 @@ def test_what_leads_out_of_the_store_is_refused(host, arguments, check_mode):
     assert not host.root.exists()
 
 
-def test_headers_are_sent_and_never_shown(host):
-    result = host.call(headers="Authorization: Bearer geheim\n\nX-Team: fleet")
-    sent = host.server.requests[0][1]
-    assert sent["authorization"] == "Bearer geheim" and sent["x-team"] == "fleet"
-    assert "geheim" not in json.dumps(result["actions"]) + json.dumps(result["diff"])
-    broken = host.call({"other": b"x"}, version="1.0.1", headers="geheim")
-    assert broken["failed"] and "geheim" not in json.dumps({**broken, "invocation": None})
+def test_an_unknown_kind_of_source_is_refused(host):
+    result = host.call(source="ftp://h/f")
+    assert result["failed"] and result["fault"]["fix"]
+
+
+def test_secrets_are_sent_and_never_shown(host):
+    secret = {f"{host.server.url}/": {"token": "geheim", "headers": {"X-Team": "streng-geheim"}, "retries": 0}}
+    result = host.call(sources=json.dumps(secret))
+    assert host.server.requests[0][1]["authorization"] == "Bearer geheim"
+    assert "geheim" not in json.dumps(result)
+    for broken in ("geheim", '{"hf://": {"tokken": "geheim"}}', '{"hf://": {"token": ["geheim"]}}'):
+        result = host.call(sources=broken, version="1.0.1")
+        assert result["failed"] and "geheim" not in json.dumps(result)

@@ -55,6 +55,7 @@ class Digests:
         self.keep = keep
         self.downloaded = 0
         self._one_thread = threading.Lock()
+        self._mine = threading.local()
 
     def of(self, pinned: str, file: RemoteFile) -> RemoteFile:
         """The same file with its size and digest."""
@@ -62,7 +63,7 @@ class Digests:
             return RemoteFile(file.path, len(file.content), hashlib.sha256(file.content).hexdigest(), file.content)
         if file.sha256 is not None and file.size is not None:
             return file
-        source = open_source(pinned, self.all_settings)
+        source = self._source(pinned)
         request = source.locate(file.path, file.size, file.sha256)
         local = _local_path(request)
         size, digest = self._read_local(pinned, file, local) if local else self._read_remote(source, pinned, file, request)
@@ -76,7 +77,7 @@ class Digests:
 
     def moved(self, pinned: str, file: RemoteFile, locked: str) -> bool:
         """Whether a file of which no digest is told is surely another one than the locked one."""
-        source = open_source(pinned, self.all_settings)
+        source = self._source(pinned)
         request = source.locate(file.path, file.size, file.sha256)
         local, note = _local_path(request), self._note(pinned, file.path)
         if local:
@@ -89,6 +90,13 @@ class Digests:
         except Interrupted as interruption:
             raise interruption.error from interruption
         return bool(now) and now != note["validator"]
+
+    def _source(self, pinned: str) -> Source:
+        """The source of one thread: opened once, so that a registry gives its token once."""
+        opened = self._mine.__dict__.setdefault("opened", {})
+        if pinned not in opened:
+            opened[pinned] = open_source(pinned, self.all_settings)
+        return opened[pinned]
 
     # Reading
 

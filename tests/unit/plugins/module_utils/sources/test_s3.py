@@ -22,6 +22,7 @@ from moto.server import ThreadedMotoServer
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.mlflow_server import MlflowServer
 
 ROOT = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
 FILES = {
@@ -114,6 +115,20 @@ def test_files_are_the_objects_below_the_prefix(endpoint, bucket):
     assert sizes(found) == {"sub dir/a+b%20c.json": 2, "tiny.gguf": len(FILES["models/tiny/1.0/tiny.gguf"])}
     assert found.source == "s3://weights/models/tiny/1.0"
     assert found.format == "gguf"
+
+
+def test_versions_of_a_registry_whose_files_are_in_a_bucket(endpoint, guarded):
+    """The registry names the bucket; llm_fleet_sources says how it is asked."""
+    with MlflowServer() as registry:
+        registry.register("tiny", "1", "s3://weights/models/tiny/1.0")
+        settings = {"mlflow://": {"endpoint": registry.url}, "s3://weights/": {"endpoint": endpoint, "retries": 0, **guarded}}
+        here = open_source("mlflow://tiny/1", settings)
+        assert "tiny.gguf" in sizes(here.resolve())
+        request = open_source("mlflow://tiny/1", settings).locate("tiny.gguf")
+        assert request.where == f"{endpoint}/weights/models/tiny/1.0/tiny.gguf" and "Signature=" in request.url
+        registry.register("tiny", "2", "s3://weights/models/tiny/1.0/tiny.gguf")
+        with pytest.raises(ArtifactError, match="no folder with files"):
+            open_source("mlflow://tiny/2", settings).resolve()
 
 
 def test_a_long_listing_is_read_to_its_end(endpoint, bucket):

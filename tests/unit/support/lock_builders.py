@@ -34,8 +34,8 @@ def lock(models: list[dict], current: str = "", store=None, settings: dict | Non
         data, faults = parse_lockfile(current, "models.lock.yml")
         assert faults == []
     digests = Digests(store, settings or {}, keep)
-    images = options.pop("images", IMAGES)
-    found = Locker(models, PROFILES, images, settings or {}, data, digests, **options).run()
+    images, profiles = options.pop("images", IMAGES), options.pop("profiles", PROFILES)
+    found = Locker(models, profiles, images, settings or {}, data, digests, **options).run()
     found.downloaded = digests.downloaded
     return found
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
 """A double: stands for llama-server where a unit test needs one and computing is not the point.

@@ -163,4 +163,8 @@ def _tls(reason: ssl.SSLError, host: str, where: str) -> Exception:
         return ArtifactError(
             f"{host} does not speak TLS on this port", where, "check the port; for a server without TLS write http:// (plain_http)"
         )
-    return Interrupted(ArtifactError(f"the TLS connection to {host} failed ({kind or reason})", where, "run again"))
+    closed = isinstance(reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+    detail = "it closed the connection" if closed else kind.lower().replace("_", " ") or type(reason).__name__
+    # A server that misses a certificate says so after the handshake, and is often gone before that can be read.
+    fix = "run again; if it stays so, the server may want a client certificate, or another version of TLS"
+    return Interrupted(ArtifactError(f"the TLS connection to {host} failed ({detail})", where, fix))

@@ -57,7 +57,7 @@ class Ownership:
 
     def make_directory(self, path: Path, mode: int = DIRECTORY_MODE) -> None:
         if not path.is_dir():
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)  # another run may be making it, too
             self.give(path, mode)
 
     def make_parents(self, tree: Path, path: str) -> None:

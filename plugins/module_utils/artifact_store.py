@@ -82,10 +82,12 @@ class Store:
 
     def prepare(self) -> None:
         """Make the directories."""
-        for folder in (self.root, self.blobs.parent, self.blobs, self.models, self.marks.folder):
-            self.ownership.make_directory(folder)
-        for folder in (self.incoming, self.claims.folder):
-            self.ownership.make_directory(folder, 0o700)
+        self.ownership.make_directory(self.root)
+        modes = dict.fromkeys((self.blobs.parent, self.blobs, self.models, self.marks.folder), DIRECTORY_MODE)
+        for folder, mode in {**modes, self.incoming: 0o700, self.claims.folder: 0o700}.items():
+            self.ownership.make_directory(folder, mode)
+            if self.ownership.differs(folder, mode):  # a run may have ended between its making and its giving away
+                self.ownership.give(folder, mode)
 
     @contextlib.contextmanager
     def locked(self, timeout: float) -> Iterator[None]:

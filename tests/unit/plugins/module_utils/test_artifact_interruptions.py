@@ -1,123 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
-"""Whenever a run ends too early: what is linked is verified and complete, and the next run finishes the work."""
+"""However many runs there are at once, and wherever they are killed: what is linked is verified and complete, and the
+next run finishes the work."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
-from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import artifact_fetch, artifact_store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.staging_worker import FAULT, KILLED, Workers
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (
+    Places,
     artifact,
     assert_sound,
     digest,
+    leftovers,
     tree_of,
 )
 
 # Thousands of fsyncs are a matter of minutes on a disk.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
+
+class Body(bytes):
+    """Bytes whose description fits a line."""
+
+    def __repr__(self) -> str:
+        return super().__repr__() if len(self) < 50 else f"Body([{self[0]}]) * {len(self)}"
+
+
 # Few paths and few contents, so that versions share files and paths share contents.
 PATHS = st.sampled_from(["a", "b", "d/a", "d/e/b"])
-BODIES = st.binary(max_size=40) | st.integers(0, 3).map(lambda seed: bytes([seed]) * 3000)
+BODIES = st.binary(max_size=40) | st.integers(0, 3).map(lambda seed: Body(bytes([seed]) * 3000))
 CONTENTS = st.dictionaries(PATHS, BODIES, min_size=1, max_size=4)
-# Each call that changes what a reader of the store could see, or what survives a power cut.
-STEPS = [(artifact_store.os, name) for name in ("link", "rename", "replace", "fsync", "chmod", "chown", "truncate")] + [
-    (artifact_fetch.Part, "write"),
-    (artifact_store.Path, "unlink"),
-    (artifact_store.Path, "mkdir"),
-]
+# A run of a few files comes to about this many lines of our code; past the end nobody is killed.
+KILLS = st.none() | st.integers(1, 2500)
+NAPS = st.lists(st.integers(1, 2000), max_size=4)
 
 
-class PowerCut(BaseException):
-    """Nothing of ours may catch it: after it there is no more code."""
+@pytest.fixture(scope="module")
+def workers():
+    running = Workers()
+    yield running
+    running.close()
 
 
-class Fuse:
-    """Lets a number of steps happen, then cuts the power before or after the next one."""
+class Stage:
+    """A web server and a store, and jobs for the workers on both."""
 
-    def __init__(self, steps: int, after: bool) -> None:
-        self.left = steps
-        self.after = after
-
-    def wrap(self, function):
-        def step(*args, **kwargs):
-            if self.left == 0 and not self.after:
-                raise PowerCut
-            self.left -= 1
-            result = function(*args, **kwargs)
-            if self.left < 0:
-                raise PowerCut
-            return result
-
-        return step
-
-    def __enter__(self) -> Fuse:
-        self.patches = [mock.patch.object(owner, name, self.wrap(getattr(owner, name))) for owner, name in STEPS]
-        for patch in self.patches:
-            patch.start()
-        return self
-
-    def __exit__(self, kind, _error, _traceback) -> bool:
-        for patch in self.patches:
-            patch.stop()
-        return kind is PowerCut
-
-
-def work(store: Store, wanted, removing=()) -> None:
-    with store.locked(5):
-        for old in removing:
-            store.remove(old)
-        found = store.survey(wanted)
-        if found.actions:
-            store.place(wanted, found, Fetcher(timeout=5, retries=3, pause=lambda _seconds: None))
-
-
-@settings(max_examples=70, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    old=CONTENTS,
-    new=CONTENTS,
-    keep_old=st.booleans(),
-    brought=st.booleans(),
-    cuts=st.lists(st.integers(0, 3000), max_size=3),
-    interruptions=st.lists(st.tuples(st.integers(0, 45), st.booleans()), min_size=1, max_size=3),
-)
-def test_any_interruption_leaves_a_sound_store(old, new, keep_old, brought, cuts, interruptions):
-    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        root = Path(folder) / "store"
-        store = Store(root)
-        versions = {}
-        for version, contents in (("1.0.0", old), ("2.0.0", new)):
-            versions[version] = artifact(f"{server.url}/{version}", contents, version)
+    def __init__(self, server: RangeServer, root: Path, versions: dict[str, dict[str, bytes]]) -> None:
+        self.server = server
+        self.root = root
+        self.versions = versions
+        for version, contents in versions.items():
             for path, body in contents.items():
                 server.add(f"/{version}/{path}", body)
-        work(store, versions["1.0.0"])
+
+    def job(self, *versions: str, do="stage", **options) -> dict:
+        entries = []
+        for version in versions:
+            made = artifact("", self.versions[version], version)
+            entries.append(["tiny", version, f"{self.server.url}/{version}", [file.as_dict() for file in made.files]])
+        return {"do": do, "store": str(self.root), "artifacts": entries, **options}
+
+    def sound(self) -> None:
+        assert_sound(self.root, self.versions)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    first=CONTENTS,
+    second=CONTENTS,
+    cuts=st.lists(st.integers(0, 3000), max_size=3),
+    rounds=st.lists(st.tuples(KILLS, NAPS, KILLS, NAPS), min_size=1, max_size=3),
+)
+def test_two_stagings_at_once_killed_anywhere(workers, first, second, cuts, rounds):
+    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        stage = Stage(server, Path(folder) / "store", {"1.0.0": first, "2.0.0": second})
         for resource in server.resources.values():
             resource.cuts = list(cuts)
-        if brought:
-            body = next(iter(new.values()))
-            (store.incoming / digest(body)).write_bytes(body)
-        leaving = [] if keep_old else [versions["1.0.0"]]
-        for steps, after in interruptions:
-            with Fuse(steps, after):
-                work(store, versions["2.0.0"], leaving)
-            assert_sound(root, {"1.0.0": old, "2.0.0": new})
-            if keep_old:
-                assert tree_of(root) == old
-        work(store, versions["2.0.0"], leaving)
-        assert tree_of(root, "2.0.0") == new
-        assert tree_of(root) == (old if keep_old else None)
-        assert store.survey(versions["2.0.0"]).actions == []
-        assert not [path for path in root.rglob("*.new") if path.parent != store.incoming]
+        for kill, naps, other_kill, other_naps in rounds:
+            ended = workers.run(
+                stage.job("1.0.0", "2.0.0", kill_at=kill, naps=naps),
+                stage.job("2.0.0", kill_at=other_kill, naps=other_naps),
+            )
+            assert {each["status"] for each in ended} <= {0, KILLED}, ended
+            stage.sound()
+        [last] = workers.run(stage.job("1.0.0", "2.0.0"))
+        assert last["status"] == 0, last
+        assert (tree_of(stage.root), tree_of(stage.root, "2.0.0")) == (first, second)
+        [again] = workers.run(stage.job("1.0.0", "2.0.0"))
+        assert (again["moved"], again["actions"]) == (0, [])
+        assert leftovers(stage.root) == sorted(
+            {f"blobs/sha256/{digest(body)}" for contents in (first, second) for body in contents.values()}
+            | {f"models/tiny/{version}/{path}" for version, contents in stage.versions.items() for path in contents}
+        )
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(old=CONTENTS, new=CONTENTS, kill=KILLS, naps=NAPS, other_kill=KILLS, other_naps=NAPS, do=st.sampled_from(["remove", "verify"]))
+def test_staging_beside_removal_or_verification(workers, old, new, kill, naps, other_kill, other_naps, do):
+    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        stage = Stage(server, Path(folder) / "store", {"1.0.0": old, "2.0.0": new})
+        assert workers.run(stage.job("1.0.0"))[0]["status"] == 0
+        ended = workers.run(
+            stage.job("2.0.0", kill_at=kill, naps=naps), stage.job("1.0.0", do=do, kill_at=other_kill, naps=other_naps)
+        )
+        assert {each["status"] for each in ended} <= {0, KILLED}, ended
+        assert not any(each.get("damaged") for each in ended)
+        stage.sound()
+        if ended[0]["status"] == 0:
+            assert tree_of(stage.root, "2.0.0") == new
+        for job in (stage.job("2.0.0"), stage.job("1.0.0", do="remove")):
+            assert workers.run(job)[0]["status"] == 0
+        assert tree_of(stage.root, "2.0.0") == new and tree_of(stage.root) is None
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(first=CONTENTS, second=CONTENTS, naps=NAPS, other_naps=NAPS)
+def test_two_stagings_at_once_fetch_each_content_once(workers, first, second, naps, other_naps):
+    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        stage = Stage(server, Path(folder) / "store", {"1.0.0": first, "2.0.0": second})
+        ended = workers.run(stage.job("1.0.0", "2.0.0", naps=naps), stage.job("2.0.0", "1.0.0", naps=other_naps))
+        assert [each["status"] for each in ended] == [0, 0], ended
+        contents = {digest(body): len(body) for each in (first, second) for body in each.values()}
+        assert sum(each["moved"] for each in ended) == server.sent == sum(contents.values())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(contents=CONTENTS, kill=KILLS, naps=NAPS)
+def test_a_source_with_wrong_bytes_leads_to_nothing_whenever_it_ends(workers, contents, kill, naps):
+    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        stage = Stage(server, Path(folder) / "store", {"1.0.0": contents})
+        changed = sorted(contents)[0]
+        server.add(f"/1.0.0/{changed}", bytes(byte ^ 1 for byte in contents[changed]))
+        [ended] = workers.run(stage.job("1.0.0", kill_at=kill, naps=naps))
+        stage.sound()
+        right = list(contents.values()).count(contents[changed]) > 1 or not contents[changed]
+        assert ended["status"] in ((0, KILLED, FAULT) if right else (KILLED, FAULT)), ended
+        assert right or tree_of(stage.root) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,9 +163,9 @@ def test_whatever_lies_in_the_way_the_right_file_arrives(body, position, garbage
     """A part may hold the beginning of the file, of another one, or of none at all."""
     with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = Store(folder)
+        store.prepare()
         server.add("/f", body, etag=etag, ranges=ranges, cuts=list(cuts))
-        wanted = artifact(f"{server.url}/f", {"f": body})
-        store.incoming.mkdir()
         (store.incoming / f"{digest(body)}.part").write_bytes(body[:position] + garbage)
-        work(store, wanted)
+        wanted = artifact(server.url, {"f": body})
+        Staging(store, [wanted]).run(Fetcher([Places(retries=3)]))
         assert tree_of(Path(folder)) == {"f": body}

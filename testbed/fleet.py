@@ -46,6 +46,8 @@ RUN_FLAGS = [
     # A reboot ends PID 1; the policy starts it again.
     "--restart=always", "--stop-signal=SIGRTMIN+3",
 ]
+# Images of hosts with a registry and a file server, for what a fleet gets from outside.
+OUTSIDE = ("upstream", "sources")
 # Runs in a host each time it is brought up: lets the fleet's key in, waits for the end of the
 # boot, prints the state, the failed units and the host's own public key.
 ENTER = r"""
@@ -83,9 +85,9 @@ class Fleet:
     def upstream(self) -> Host:
         """The host that stands for the outside world."""
         for host in self.hosts:
-            if host.image == "upstream":
+            if host.image in OUTSIDE:
                 return host
-        raise FleetError(f"fleet {self.name} has no host with testbed_image upstream: no registry and no file server")
+        raise FleetError(f"fleet {self.name} has no host with testbed_image {' or '.join(OUTSIDE)}: no registry, no files")
 
 
 def docker(*arguments: str, check: bool = True) -> str:

@@ -224,8 +224,12 @@ class S3Source(Source):
         answer = error.response
         code = answer["Error"].get("Code", "")
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        code = BARE_STATUSES.get(code, code)
+        if (not code or code.isdigit()) and status in (400, 404, 405, 501):
+            # S3 gives a reason in XML.
+            return self._no_storage(f"it answers {status}")
         what, fix = ANSWERS.get(
-            BARE_STATUSES.get(code, code),
+            code,
             (
                 f"the server answers {status} {code} ({answer['Error'].get('Message', '')})",
                 "look at that server's log, then run again",

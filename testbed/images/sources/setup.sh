@@ -4,8 +4,12 @@ set -eu
 useradd --system --home-dir /srv --shell /usr/sbin/nologin sources
 install -d -o sources -g sources /srv/hub /srv/ollama /srv/mlflow
 install -d /srv/files
-# Loaded once here, so that a fresh host does not compile them while a test waits.
+# Programs are loaded and the database is made once here, so that no test waits for it on a fresh host.
 cd /
-PYTHONPATH=/opt/sources python3 -W ignore -c 'import mlflow.server.fastapi_app, mlflow.store.tracking.sqlalchemy_store'
-PYTHONPATH=/opt/sources python3 -c 'import moto.server, moto.s3.urls, moto.iam.urls, moto.sts.urls'
+export PYTHONPATH=/opt/sources
+python3 -W ignore -c 'import mlflow.cli, mlflow.server.fastapi_app
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+SqlAlchemyStore("sqlite:////srv/mlflow/mlflow.db", "mlflow-artifacts:/")'
+python3 -c 'import moto.server, moto.s3.urls, moto.iam.urls, moto.sts.urls'
+chown -R sources:sources /srv/mlflow
 systemctl enable s3.service mlflow.service hub.service ollama-registry.service

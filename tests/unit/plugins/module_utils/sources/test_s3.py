@@ -264,7 +264,7 @@ class Page(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.asked.append((self.path, dict(self.headers)))
-        self.send_response(200)
+        self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(b"<html>Welcome!</html>")
 
@@ -275,15 +275,17 @@ class Page(BaseHTTPRequestHandler):
 @pytest.fixture
 def page():
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        server.asked = []
+        server.asked, server.status = [], 200
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield server
         server.shutdown()
 
 
-def test_the_endpoint_is_no_storage(page):
+@pytest.mark.parametrize("status", [200, 404])
+def test_the_endpoint_is_no_storage(page, status):
+    page.status = status
     fault = refusal("s3://weights/models", f"http://127.0.0.1:{page.server_port}")
-    assert "endpoint" in fault.fix
+    assert "does not speak S3" in fault.what and "endpoint" in fault.fix
 
 
 def test_a_proxy_is_used_and_the_operators_headers_are_sent(page):

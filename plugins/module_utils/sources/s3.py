@@ -26,7 +26,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     Source,
     guess_format,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import DIRECT, Request
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import DIRECT, Request, tls_context
 
 try:
     import boto3
@@ -35,8 +35,11 @@ try:
     from botocore.config import Config
 
     HAS_BOTO3 = True
+    REFUSALS: tuple = (failures.ClientError,)
+    FAILURES: tuple = (failures.BotoCoreError,)
 except ImportError:
     HAS_BOTO3 = False
+    REFUSALS = FAILURES = ()
 
 # A download that breaks off is resumed with the same URL, so it has to outlive the largest file on a slow line.
 SIGNED_SECONDS = 12 * 3600
@@ -152,14 +155,23 @@ class S3Source(Source):
         if session.get_credentials() is None:
             # Neither in the settings nor in the usual places: a public bucket, or a clear refusal.
             options["signature_version"] = botocore.UNSIGNED
-        client = session.client(
-            "s3",
-            endpoint_url=settings.endpoint or None,
-            region_name=settings.region or session.region_name or "us-east-1",
-            # None leaves AWS_CA_BUNDLE and the system's trust to boto3.
-            verify=(settings.ca_path or None) if settings.validate_certs else False,
-            config=Config(**options),
-        )
+        if settings.ca_path and settings.validate_certs:
+            tls_context(settings.ca_path)  # says so where it cannot be read; boto3 would blame the server
+        try:
+            client = session.client(
+                "s3",
+                endpoint_url=settings.endpoint or None,
+                region_name=settings.region or session.region_name or "us-east-1",
+                # None leaves AWS_CA_BUNDLE and the system's trust to boto3.
+                verify=(settings.ca_path or None) if settings.validate_certs else False,
+                config=Config(**options),
+            )
+        except ValueError as error:
+            raise ArtifactError(
+                f"boto3 takes neither '{self.endpoint}' nor region '{settings.region}'",
+                self.url.text,
+                "correct them in llm_fleet_sources; a host's name has letters, digits, '-' and '.' only",
+            ) from error
         # Not of presigned URLs: whoever uses one sends exactly what was signed.
         for operation in ("ListObjectsV2", "HeadObject"):
             client.meta.events.register_last(f"before-sign.s3.{operation}", self._add_headers)
@@ -206,19 +218,11 @@ class S3Source(Source):
         """Say what boto3's errors mean for an operator."""
         try:
             yield
-        except Exception as error:
-            explained = self._explain(error) if HAS_BOTO3 else None
-            if explained is None:
-                raise
-            raise explained from error
-
-    def _explain(self, error: Exception) -> ArtifactError | None:
-        if isinstance(error, failures.ClientError):
-            return self._refused(error)
-        if not isinstance(error, (failures.BotoCoreError, ValueError)):
-            return None
-        what, fix = self._unreachable(error)
-        return ArtifactError(what, self.url.text, fix)
+        except REFUSALS as error:
+            raise self._refused(error) from error
+        except FAILURES as error:
+            what, fix = self._unreachable(error)
+            raise ArtifactError(what, self.url.text, fix) from error
 
     def _refused(self, error) -> ArtifactError:
         answer = error.response
@@ -261,8 +265,6 @@ class S3Source(Source):
             return f"the credentials of this host are incomplete ({reason})", "give access_key and secret_key in llm_fleet_sources"
         if isinstance(error, failures.ParamValidationError):
             return f"'{self.bucket}' is no name for a bucket", "correct the source"
-        if isinstance(error, ValueError):
-            return f"'{self.endpoint}' is no endpoint", "give it as https://host[:port] in llm_fleet_sources"
         return self._no_storage(reason).fault[::2]
 
     def _no_storage(self, reason: str) -> ArtifactError:

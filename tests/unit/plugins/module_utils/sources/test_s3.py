@@ -252,6 +252,11 @@ def test_the_endpoint_has_no_address():
     assert "http://s3.invalid:9000 cannot be resolved" in fault.what and "DNS" in fault.fix
 
 
+def test_a_name_that_boto3_takes_for_no_name():
+    fault = refusal("s3://weights/models", "http://s3_storage:9000")
+    assert "s3_storage" in fault.what and "endpoint" not in fault.what
+
+
 def test_the_endpoint_is_slow():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -317,6 +322,12 @@ def encrypted(page, certificate):
 def test_a_certificate_of_somebody_unknown(encrypted):
     fault = refusal("s3://weights/models", encrypted)
     assert "not trusted" in fault.what and "ca_path" in fault.fix
+
+
+def test_a_list_of_authorities_that_is_not_there(encrypted):
+    with pytest.raises(ArtifactError) as caught:
+        source("s3://weights/models", encrypted, ca_path="/nonexistent/ca.pem").resolve()
+    assert caught.value.fault.where == "/nonexistent/ca.pem"
 
 
 @pytest.mark.parametrize("trust", ["ca_path", "validate_certs"])

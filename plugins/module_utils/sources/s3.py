@@ -15,6 +15,7 @@ import base64
 import binascii
 import contextlib
 import glob
+import re
 import sys
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -244,6 +245,11 @@ class S3Source(Source):
 
     def _unreachable(self, error: Exception) -> tuple[str, str]:
         reason = cause(error)
+        if isinstance(error, failures.SSLError) and "certificate" not in reason.lower():
+            return (
+                f"{self.endpoint} does not speak TLS ({reason})",
+                "check the endpoint's port in llm_fleet_sources; storage without TLS is http://",
+            )
         if isinstance(error, failures.SSLError):
             return (
                 f"the certificate of {self.endpoint} is not trusted ({reason})",
@@ -288,6 +294,6 @@ def full_sha256(head: dict) -> str | None:
 def cause(error: Exception) -> str:
     """Why it failed, in as few words as the error gives."""
     inner = getattr(error, "kwargs", {}).get("error", error)
-    text = str(getattr(inner, "reason", None) or inner)
+    text = re.sub(r" \(_ssl\.c:\d+\)", "", str(getattr(inner, "reason", None) or inner))
     # urllib3 puts its objects before its words: "<… object at 0x…>: Failed to …: [Errno 111] Connection refused".
-    return text.rpartition("] ")[2].rpartition(">: ")[2].strip() or type(error).__name__
+    return text.rpartition("] ")[2].rpartition(">: ")[2].strip(" '\")") or type(error).__name__

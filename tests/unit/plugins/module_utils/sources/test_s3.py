@@ -319,6 +319,11 @@ def encrypted(page, certificate):
     return f"https://127.0.0.1:{page.server_port}"
 
 
+def test_an_endpoint_without_tls(page):
+    fault = refusal("s3://weights/models", f"https://127.0.0.1:{page.server_port}")
+    assert "does not speak TLS" in fault.what and "http://" in fault.fix
+
+
 def test_a_certificate_of_somebody_unknown(encrypted):
     fault = refusal("s3://weights/models", encrypted)
     assert "not trusted" in fault.what and "ca_path" in fault.fix

@@ -42,11 +42,13 @@ $(VENV)/.installed: testbed/requirements.txt | setup
 	@touch $@
 	@echo "  virtual environment: done"
 
-.PHONY: images images-tests
+.PHONY: images images-tests images-bench
 images: setup ## Build the testbed's images that are missing or whose recipe changed
 	@$(PYTHON) testbed/images.py
 images-tests: setup
-	@$(PYTHON) testbed/images.py --warm
+	@$(PYTHON) testbed/images.py debian12 debian13 llamacpp ollama sources
+images-bench: setup
+	@$(PYTHON) testbed/images.py debian12-warm llamacpp upstream
 
 .PHONY: demo demo-down
 demo: setup ## Start a fleet on this machine and ask it a question
@@ -67,7 +69,7 @@ sanity: venv ## Run ansible-test sanity on a copy of the collection
 	@testbed/sanity.sh
 unit: venv ## Run the unit tests (ARGS="-k name" for some of them)
 	$(BIN)/pytest tests/unit $(ARGS)
-molecule: venv images ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
+molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
 	@status=0; for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
 	    echo "▸ molecule: $$scenario"; \
 	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
@@ -83,7 +85,7 @@ test: ## Everything that a change must pass
 test-long: ## All of `make test`, and the scenarios that take their time
 	@$(MAKE) lint sanity unit
 	@$(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
-bench: venv images-tests ## Measure what the gateway and a run without changes cost; figures go to .bench/
+bench: venv images-bench ## Measure what the gateway and a run without changes cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py
 	$(BIN)/python tests/bench/gateway.py
 

@@ -21,7 +21,8 @@ REPO = testbed.REPO
 INVENTORY = REPO / "inventories" / "demo"
 STATE = REPO / ".demo"
 TOKEN, CA, STATUS = STATE / "token", STATE / "ca.pem", STATE / "status.json"
-ENDPOINT, MODEL = "https://127.0.0.1:8443", "tiny"
+ENDPOINT = "https://127.0.0.1:8443"
+MODEL, OTHER = "tiny", "llama"  # under llama.cpp, and in Ollama's format
 QUESTION = "What does a fleet of small models dream of?"
 COLUMNS = ("host", "model", "version", "engine", "port", "state")
 BIN = Path(sys.executable).parent
@@ -81,9 +82,9 @@ def copy_ca() -> None:
     CA.chmod(0o600)
 
 
-def ask(seconds: float = 120) -> None:
+def ask(model: str, seconds: float = 120) -> None:
     """Ask a question and print the answer as it comes; a model that still loads is asked again."""
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "stream": True}
+    asked = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "stream": True}
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -91,14 +92,14 @@ def ask(seconds: float = 120) -> None:
             break
         except (openai.APIConnectionError, openai.InternalServerError) as error:
             if time.monotonic() > deadline:
-                raise DemoError(f"{MODEL} does not answer at {ENDPOINT}: {error}") from error
+                raise DemoError(f"{model} does not answer at {ENDPOINT}: {error}") from error
             print("  waiting for the model …", flush=True)
             time.sleep(1)
-    print(f"  you:   {QUESTION}\n  {MODEL}:  ", end="", flush=True)
+    print(f"  you:   {QUESTION}\n  {model}:  ", end="", flush=True)
     for chunk in stream:
         for choice in chunk.choices:
             print(choice.delta.content or "", end="", flush=True)
-    print("\n  (random weights: real engine, real stream, no sense)")
+    print()
 
 
 def show_table() -> None:
@@ -134,17 +135,21 @@ END
 
 def demo() -> None:
     begun = time.monotonic()
-    step("Servers: one gateway, two GPU nodes, and a registry that stands for the outside world")
+    step("Servers: one gateway, two GPU nodes, a depot, and a host that stands for the outside world")
     testbed.up(testbed.read_fleet(INVENTORY), timeout=180)
-    step("A tiny model, the engine's image in the registry, and both in the lockfile")
+    step("Outside: two tiny models on a web server, the engines' images in a registry")
     subprocess.run([sys.executable, REPO / "testbed" / "supply.py", "-i", INVENTORY], check=True)
-    step("The fleet")
+    step("The lockfile: every file and every image by digest")
+    playbook("lock")
+    step("The fleet: the depot fetches each file once, the nodes take it from there")
     playbook("site")
     step("A token for the client `demo`")
     copy_ca()
     get_token()
     step("A question")
-    ask()
+    ask(MODEL)
+    ask(OTHER)
+    print("  (random weights: real engine, real stream, no sense)")
     step("What runs where")
     playbook("status", f"status_file={STATUS}")
     print()

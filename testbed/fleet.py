@@ -319,13 +319,18 @@ def down(fleet_name: str | None, state: Path | None) -> None:
 
 
 def push_image(fleet: Fleet, image: str) -> str:
-    """Push an image into the registry of the fleet's upstream host. Return its digest there."""
+    """Push an image into the registry of the fleet's upstream host. Return its digest there.
+
+    LLM_FLEET_IMAGE_OLLAMA=… in the environment puts that image in the place of the one called `ollama`, and so for others.
+    """
+    name = image.rsplit("/", 1)[-1]
+    image = os.environ.get(f"LLM_FLEET_IMAGE_{name.upper()}") or image
     upstream = fleet.upstream()
     published = docker("port", fleet.container(upstream), "5000/tcp", check=False).splitlines()
     if not published:
         raise FleetError(f'host {upstream.name}: publish its registry with testbed_publish: ["127.0.0.1::5000"]')
     # Docker takes a registry on 127.0.0.1 without TLS and without configuration.
-    target = f"127.0.0.1:{published[0].rsplit(':', 1)[1]}/{image.rsplit('/', 1)[-1]}:latest"
+    target = f"127.0.0.1:{published[0].rsplit(':', 1)[1]}/{name}:latest"
     docker("tag", image, target)
     try:
         output = docker("push", target)

@@ -35,8 +35,7 @@ DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
 # The lines of mmdebstrap's log that say how far it is.
 SHOWN = ("I: running apt", "I: download", "I: extract", "I: install", "I: creating")
-DEFAULT = ["debian12", "debian13", "llamacpp", "upstream"]
-WARM = ["debian12-warm", "debian13-warm"]
+DEFAULT = ["debian12", "debian13", "llamacpp", "ollama", "upstream"]
 
 
 class BuildError(Exception):
@@ -249,14 +248,13 @@ def build_all(names: list[str]) -> None:
 def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("names", nargs="*", help=f"images to build (default: {' '.join(DEFAULT)})")
-    cli.add_argument("--warm", action="store_true", help="also the hosts with packages installed, for the tests")
     cli.add_argument("--remove", action="store_true", help="remove all images of the testbed instead")
     args = cli.parse_args()
     try:
         if args.remove:
             remove_all()
             return 0
-        build_all([*(args.names or DEFAULT), *(WARM if args.warm else [])])
+        build_all(args.names or DEFAULT)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # Copyright (c) localfirst.llm_fleet contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Supply a testbed fleet with what a real one gets from outside: model files, engine images, a lockfile.
+"""Supply a testbed fleet with what a real one gets from outside: model files and engine images.
 
-For each model version in the inventory's catalog it writes a tiny model to <state>/models/, puts it on the upstream
-host's file server too, pushes the engine's image to that host's registry and locks it all in <state>/models.lock.yml.
-What is there already stays as it is.
+For each source in the inventory's catalog that is a file here (file://) or on the upstream host's file server (http://) it
+makes a tiny model; and it pushes the images of the catalog's engines to the upstream host's registry. Other sources are
+filled by the tests that use them. What is there already stays as it is.
 """
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import fleet as testbed
 
 MAKE_MODEL = Path(__file__).with_name("make_tiny_gguf.py")
-FILES = "/srv/files/models"
+FILES = "/srv/files"
 
 
 def read_catalog(inventory: Path, state: Path) -> list[dict]:
@@ -50,45 +51,27 @@ def make_model(path: Path) -> None:
     print(f"  model          {path.name}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
-def serve_model(fleet: testbed.Fleet, path: Path, digest: str) -> None:
-    """Put a model file on the upstream host's file server, if it has another or none."""
-    container = fleet.container(fleet.upstream())
-    has = testbed.docker("exec", container, "sha256sum", f"{FILES}/{path.name}", check=False)
-    if not has.startswith(digest):
-        testbed.docker("exec", container, "install", "-d", FILES)
-        testbed.docker("cp", str(path), f"{container}:{FILES}/{path.name}")
-        testbed.docker("exec", container, "chmod", "0644", f"{FILES}/{path.name}")
+def serve_model(fleet: testbed.Fleet, path: Path, served: str) -> None:
+    """Put a model file on the upstream host's file server at the path `served`, if it has another or none."""
+    container, target = fleet.container(fleet.upstream()), f"{FILES}{served}"
+    has = testbed.docker("exec", container, "sha256sum", target, check=False)
+    if not has.startswith(hashlib.sha256(path.read_bytes()).hexdigest()):
+        testbed.docker("exec", container, "install", "-d", str(Path(target).parent))
+        testbed.docker("cp", str(path), f"{container}:{target}")
+        testbed.docker("exec", container, "chmod", "0644", target)
 
 
-def lock(fleet: testbed.Fleet, catalog: list[dict]) -> dict:
-    """Supply everything that the catalog names and return the lockfile's content."""
-    locked: dict = {"images": {}, "models": {}}
-    for model in catalog:
-        for version, entry in model["versions"].items():
-            path = fleet.state / "models" / entry["source"].rsplit("/", 1)[-1]
+def supply(fleet: testbed.Fleet, catalog: list[dict]) -> None:
+    for source in sorted({entry["source"] for model in catalog for entry in model["versions"].values()}):
+        parts = urlsplit(source)
+        if parts.scheme == "file":
+            make_model(Path(parts.path))
+        elif parts.hostname == fleet.upstream().address and parts.scheme == "http":
+            path = fleet.state / "models" / Path(parts.path).name
             make_model(path)
-            size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-            serve_model(fleet, path, digest)
-            locked["models"].setdefault(model["name"], {})[version] = {
-                "asked": entry["source"],
-                "source": entry["source"],
-                "format": "gguf",
-                "files": [{"path": path.name, "size": size, "sha256": digest}],
-            }
+            serve_model(fleet, path, parts.path)
     for engine in sorted({model["engine"] for model in catalog}):
-        locked["images"][engine] = {
-            "image": f"{fleet.upstream().address}:5000/{engine}",
-            "digest": testbed.push_image(fleet, f"{testbed.PREFIX}/{engine}"),
-        }
-    return locked
-
-
-def lockfile_text(locked: dict) -> str:
-    """The text as the collection itself writes it."""
-    sys.path.insert(0, str(testbed.REPO / ".venv" / "collections"))
-    from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
-
-    return render_lockfile(locked)
+        testbed.push_image(fleet, f"{testbed.PREFIX}/{engine}")
 
 
 def main() -> int:
@@ -98,9 +81,7 @@ def main() -> int:
     inventory = args.inventory.resolve()
     try:
         fleet = testbed.read_fleet(inventory)
-        text = lockfile_text(lock(fleet, read_catalog(inventory, fleet.state)))
-        if testbed.write_if_changed(fleet.state / "models.lock.yml", text):
-            print(f"  lockfile       {fleet.state / 'models.lock.yml'}", flush=True)
+        supply(fleet, read_catalog(inventory, fleet.state))
     except testbed.FleetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

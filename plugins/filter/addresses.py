@@ -38,6 +38,13 @@ _value:
   sample: ["10.0.0.10", "10.0.0.11"]
 """
 
+import socket
+
+from ansible.errors import AnsibleFilterError
+
+# That of role depot, where the inventory says nothing else.
+DEPOT_PORT = 8444
+
 
 def addresses(names: list, hostvars) -> list:
     """Return the private address of each host of `names`."""
@@ -51,8 +58,29 @@ def _address(name: str, variables) -> str:
     return name
 
 
+def supplier_urls(names: list, hostvars) -> list:
+    """Return where each depot of `names` serves its blobs."""
+    return [_url(name, hostvars[name]) for name in names]
+
+
+def _url(name: str, variables) -> str:
+    address = variables.get("depot_address") or _address(name, variables)
+    return f"https://{f'[{address}]' if ':' in address else address}:{variables.get('depot_port', DEPOT_PORT)}"
+
+
+def local_address(towards: str) -> str:
+    """Return the address of this machine from which it reaches another one. Nothing is sent: UDP only looks up the route."""
+    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((towards, 9))
+            return probe.getsockname()[0]
+    except OSError as error:
+        raise AnsibleFilterError(f"the controller has no route to {towards}: {error}") from error
+
+
 class FilterModule:
-    """Makes the filter known to Ansible."""
+    """Makes the filters known to Ansible."""
 
     def filters(self) -> dict:
-        return {"addresses": addresses}
+        return {"addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address}

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import human
+
 KEYS = ("model", "version", "source", "format", "size", "files")
 LOCAL = "file://"
 
@@ -55,6 +57,21 @@ def missing(artifacts: Iterable[Mapping[str, Any]], held: Mapping[str, int]) -> 
         for file in artifact["files"]
         if held.get(file["sha256"]) != file["size"]
     }
+
+
+def bringing(artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for each host that lacks something: how much, and of which model versions."""
+    lines = []
+    for host, blobs in sorted(held.items()):
+        lacking = missing(artifacts.get(host, []), blobs)
+        if lacking:
+            titles = [
+                f"{each['model']} {each['version']}"
+                for each in artifacts[host]
+                if any(file["sha256"] in lacking for file in each["files"])
+            ]
+            lines.append(f"{host}: bring {human(sum(file['size'] for file in lacking.values()))} of {', '.join(titles)}")
+    return lines
 
 
 def supply(artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]], only_local: bool) -> list[dict]:

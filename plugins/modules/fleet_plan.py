@@ -147,11 +147,18 @@ artifacts:
   type: dict
   returned: always
   sample: {"gpu1": [{"model": "tiny", "version": "1.0.0", "source": "file:///m/tiny.gguf", "size": 6012345, "files": []}]}
+bringing:
+  description: What hosts that answered lack of their files, a line each.
+  type: list
+  elements: str
+  returned: always
+  sample: ["gpu1: bring 5.7 MiB of tiny 1.0.0"]
 supply:
   description:
     - What the controller has to hand out, because hosts that answered lack it. With depots these are the files of the
       controller itself, otherwise all that nodes lack.
-    - C(artifacts) as above, with the lacking files only; C(files), paths on the controller by digest; C(bytes) of all together.
+    - C(artifacts) as above, with the lacking files only; C(files), paths on the controller by digest;
+      C(bytes) of all together; C(towards), the address of a host that fetches.
   type: dict
   returned: always
 suppliers:
@@ -220,6 +227,7 @@ class FleetPlanner:
         return {
             "plan": result.plan,
             "artifacts": artifacts,
+            "bringing": staging.bringing(artifacts, {name: dict(host["blobs"]) for name, host in self.answered.items()}),
             "supply": supply,
             "suppliers": self.suppliers(),
             "leaving": result.leaving,
@@ -302,7 +310,12 @@ class FleetPlanner:
         wanted = staging.supply(artifacts, takers, only_local=bool(depots))
         files, faults = local_files(wanted)
         self.note(faults)
-        return {"artifacts": wanted, "files": files, "bytes": sum(artifact["size"] for artifact in wanted)}
+        return {
+            "artifacts": wanted,
+            "files": files,
+            "bytes": sum(artifact["size"] for artifact in wanted),
+            "towards": next((self.answered[name]["address"] for name in takers), ""),
+        }
 
     def node_list(self) -> list[dict]:
         """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""

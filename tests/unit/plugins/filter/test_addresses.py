@@ -2,7 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, supplier_urls
 
 HOSTVARS = {
     "gw1": {"llm_fleet_address": "10.0.0.10", "ansible_host": "192.0.2.10"},
@@ -13,3 +19,24 @@ HOSTVARS = {
 
 def test_the_private_address_comes_first_then_ansibles_then_the_name():
     assert addresses(["gw2", "gw1", "10.0.0.12"], HOSTVARS) == ["192.0.2.11", "10.0.0.10", "10.0.0.12"]
+
+
+def test_a_depot_is_found_at_its_address_and_port():
+    hostvars = {"d1": {"ansible_host": "10.0.0.5"}, "d2": {"llm_fleet_address": "fd00::5", "depot_port": 9000}}
+    assert supplier_urls(["d2", "d1"], hostvars) == ["https://[fd00::5]:9000", "https://10.0.0.5:8444"]
+    assert supplier_urls(["d"], {"d": {"llm_fleet_address": "10.0.0.6", "depot_address": "10.1.0.6"}}) == ["https://10.1.0.6:8444"]
+
+
+def test_the_port_of_a_depot_is_the_default_of_its_role():
+    role = Path(__file__).resolve().parents[4] / "roles" / "depot" / "defaults" / "main.yml"
+    defaults = yaml.safe_load(role.read_text())
+    assert supplier_urls(["d"], {"d": {}}) == [f"https://d:{defaults['depot_port']}"]
+
+
+def test_the_controller_is_reached_where_its_routes_lead():
+    assert local_address("127.0.0.5") == "127.0.0.1"
+
+
+def test_what_has_no_route_is_named():
+    with pytest.raises(AnsibleFilterError, match="nowhere.invalid"):
+        local_address("nowhere.invalid")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.staging import fleet_artifacts, missing, supply
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.staging import bringing, fleet_artifacts, missing, supply
 from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fleet_builders import (
     host,
     model,
@@ -100,6 +100,11 @@ def test_the_controller_hands_out_what_some_host_lacks_and_each_content_once():
     ]
     assert sum(each["size"] for each in handed) == SHARED["size"] + OLD["size"] + NEW["size"]
     assert supply(wanted, {"gpu1": held(SHARED, OLD, NEW), "gpu2": held(SHARED, OLD)}, only_local=False) == []
+
+
+def test_who_lacks_what_is_told_host_by_host():
+    wanted = {"gpu1": [WEB, WEB2], "gpu2": [WEB]}
+    assert bringing(wanted, {"gpu1": held(SHARED, OLD, SMALL), "gpu2": held(SHARED, OLD), "gw1": {}}) == ["gpu1: bring 5 bytes of tiny 2.0.0"]
 
 
 def test_hosts_that_did_not_answer_are_handed_nothing():

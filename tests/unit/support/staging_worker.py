@@ -51,10 +51,10 @@ class Workers:
 
 
 class Fuse:
-    """Ends the process at the n-th line of our code that it comes to; takes naps at others, to let a rival in."""
+    """Ends the process at the n-th line of our code, or of one function of it; takes naps at others, to let a rival in."""
 
-    def __init__(self, kill_at: int | None, naps: list[int]) -> None:
-        self.kill_at = kill_at
+    def __init__(self, kill_at: int | list | None, naps: list[int]) -> None:
+        self.function, self.left = kill_at if isinstance(kill_at, list) else ("", kill_at or 0)
         self.naps = set(naps)
         self.lines = 0
 
@@ -63,8 +63,10 @@ class Fuse:
             return self.trace if Path(frame.f_code.co_filename).name.startswith(OURS) else None
         if event == "line":
             self.lines += 1
-            if self.lines == self.kill_at:
-                os._exit(KILLED)
+            if self.function in ("", frame.f_code.co_name):
+                self.left -= 1
+                if self.left == 0:
+                    os._exit(KILLED)
             if self.lines in self.naps:
                 time.sleep(0.01)
         return self.trace

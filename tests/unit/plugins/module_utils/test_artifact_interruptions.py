@@ -42,8 +42,17 @@ class Body(bytes):
 PATHS = st.sampled_from(["a", "b", "d/a", "d/e/b"])
 BODIES = st.binary(max_size=40) | st.integers(0, 3).map(lambda seed: Body(bytes([seed]) * 3000))
 CONTENTS = st.dictionaries(PATHS, BODIES, min_size=1, max_size=4)
+# Where what others see changes; most lines of a run only look.
+STEPS = ["adopt", "finish", "set", "take", "write", "restart", "discard", "link", "_build", "_repair", "hold", "live"]
+LEAVING = ["remove", "_finish_leaving", "_set_aside", "drop_part", "only_in"]
 # A run of a few files comes to about this many lines of our code; past the end nobody is killed.
-KILLS = st.none() | st.integers(1, 2500)
+KILLS = (
+    st.none()
+    | st.integers(1, 2500)
+    | st.tuples(st.sampled_from(STEPS), st.integers(1, 30)).map(list)
+    | st.tuples(st.sampled_from(["_build", "adopt"]), st.integers(1, 40)).map(list)
+)
+LEAVING_KILLS = KILLS | st.tuples(st.sampled_from(LEAVING), st.integers(1, 15)).map(list)
 NAPS = st.lists(st.integers(1, 2000), max_size=4)
 
 
@@ -76,7 +85,32 @@ class Stage:
         assert_sound(self.root, self.versions)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+OLD = {"a": b"x" * 3000, "b": b"{}", "d/a": b"z"}
+NEW = {"a": b"x" * 3000, "b": b"{ }", "d/e/b": b"u" * 40}
+
+
+@pytest.mark.parametrize("function", [*STEPS, "prepare", "own", "_sweep_links", "read_again"])
+def test_one_staging_killed_at_every_line_of_what_it_changes(workers, function):
+    with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        for line in range(1, 100):
+            stage = Stage(server, Path(folder) / str(line), {"1.0.0": OLD, "2.0.0": NEW})
+            assert workers.run(stage.job("1.0.0"))[0]["status"] == 0
+            hurt = stage.root / "models/tiny/1.0.0/b"
+            hurt.unlink()
+            hurt.write_bytes(b"hurt")  # so that there is a tree to repair beside the one to build,
+            os.utime(stage.root / "blobs/sha256" / digest(OLD["a"]))  # a content to read again,
+            (stage.root / "incoming" / f"{digest(NEW['b'])}.part").write_bytes(b"too long")  # and a part to throw away
+            [ended] = workers.run(stage.job("2.0.0", "1.0.0", kill_at=[function, line]))
+            assert_sound(stage.root, {"2.0.0": NEW})
+            assert (tree_of(stage.root) or {}).get("b") in (b"hurt", OLD["b"])
+            assert workers.run(stage.job("2.0.0", "1.0.0"))[0]["status"] == 0
+            assert (tree_of(stage.root), tree_of(stage.root, "2.0.0")) == (OLD, NEW)
+            if ended["status"] == 0:
+                break
+        assert line > 1, "that function is not part of a staging"
+
+
+@settings(max_examples=35, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     first=CONTENTS,
     second=CONTENTS,
@@ -106,8 +140,16 @@ def test_two_stagings_at_once_killed_anywhere(workers, first, second, cuts, roun
         )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(old=CONTENTS, new=CONTENTS, kill=KILLS, naps=NAPS, other_kill=KILLS, other_naps=NAPS, do=st.sampled_from(["remove", "verify"]))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    old=CONTENTS,
+    new=CONTENTS,
+    kill=KILLS,
+    naps=NAPS,
+    other_kill=LEAVING_KILLS,
+    other_naps=NAPS,
+    do=st.sampled_from(["remove", "verify"]),
+)
 def test_staging_beside_removal_or_verification(workers, old, new, kill, naps, other_kill, other_naps, do):
     with RangeServer() as server, tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         stage = Stage(server, Path(folder) / "store", {"1.0.0": old, "2.0.0": new})

@@ -22,11 +22,13 @@ export MOLECULE_GLOB := molecule/*/molecule.yml
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup setup-tests
+.PHONY: setup setup-tests setup-bench
 setup: ## Install what this machine lacks: packages, and Docker only where there is none
 	@testbed/setup.sh
 setup-tests: setup
 	@testbed/setup.sh --tests
+setup-bench: setup
+	@testbed/setup.sh --bench
 
 .PHONY: venv
 venv: $(VENV)/.installed ## Make the virtual environment .venv
@@ -85,7 +87,7 @@ test: ## Everything that a change must pass
 test-long: ## All of `make test`, and the scenarios that take their time
 	@$(MAKE) lint sanity unit
 	@$(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
-bench: venv images-bench ## Measure what the gateway and a run without changes cost; figures go to .bench/
+bench: venv images-bench setup-bench ## Measure what the gateway and a run without changes cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py
 	$(BIN)/python tests/bench/gateway.py
 

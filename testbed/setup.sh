@@ -6,7 +6,7 @@
 # Docker is installed only where there is none, and one that runs is never touched.
 # Writes the command that reaches Docker ("docker" or "sudo docker") to .cache/docker-command.
 #
-# usage: testbed/setup.sh [--tests]    --tests: also what only lint and tests need
+# usage: testbed/setup.sh [--tests|--bench]    also what only lint and tests, or only benches, need
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .cache
@@ -42,9 +42,10 @@ need openssh-client command -v ssh-keygen
 need iproute2 command -v ip
 need curl command -v curl
 need git command -v git
-if [ "${1:-}" = --tests ]; then
-    need shellcheck command -v shellcheck
-fi
+case "${1:-}" in
+    --tests) need shellcheck command -v shellcheck ;;
+    --bench) need wrk command -v wrk ;;
+esac
 if ! docker=$(docker_command) && ! command -v dockerd >/dev/null; then
     wanted+=(docker.io)
     # Debian 13 has the client in a package of its own.

@@ -61,6 +61,10 @@ clock_skew:
   type: float
   returned: always
   sample: 0.3
+controller_clock:
+  description: O(controller_clock) as it was passed.
+  type: float
+  returned: when it was passed
 memory_bytes:
   description: Memory of the machine, in bytes.
   type: int
@@ -146,6 +150,7 @@ class HostInfo:
         description = {
             "distribution": self.distribution(),
             "clock_skew": self.clock_skew(),
+            "controller_clock": self.module.params["controller_clock"],
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "store": self.store(),
             "blobs": self.blobs(),

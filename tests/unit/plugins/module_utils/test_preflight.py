@@ -16,6 +16,7 @@ def host(**changes):
         "address": "10.0.0.10",
         "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
         "clock_skew": 0.2,
+        "call_seconds": 0.0,
         "haproxy_version": "2.6.12-1+deb12u4",
         "store": {"path": "/var/lib/llm_fleet/store", "total_bytes": 100 * GIB, "free_bytes": 10 * GIB},
         "fleet_ca": "",
@@ -73,6 +74,15 @@ def test_each_kind_of_host_has_its_distributions(name, version, node, gateway):
 @pytest.mark.parametrize("skew", [-5.1, 5.1, 3600.0])
 def test_a_wrong_clock_is_a_fault(skew):
     assert f"{skew:.1f} s" in only(preflight.check_host(host(clock_skew=skew), is_gateway=False)).what
+
+
+@pytest.mark.parametrize(
+    ("measured", "call_seconds", "faulty"),
+    [(9.0, 9.5, False), (9.0, 3.0, True), (5.2, 0.1, True), (-5.2, 20.0, True), (-4.9, 20.0, False), (30.0, 20.0, True)],
+)
+def test_a_slow_call_is_no_wrong_clock(measured, call_seconds, faulty):
+    found = preflight.check_host(host(clock_skew=measured, call_seconds=call_seconds), is_gateway=False)
+    assert bool(found) is faulty
 
 
 @pytest.mark.parametrize("address", ["gw1.example", "", "10.0.0.256", "localhost"])

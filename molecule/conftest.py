@@ -157,22 +157,30 @@ class Fleet:
         rows = csv.DictReader(io.StringIO(self.haproxy(gateway, "show stat").lstrip("# ")))
         return {row["svname"]: row for row in rows if row["type"] == "2"}
 
-    def playbook(self, name: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    def playbook(self, name: str, *arguments: str, check: bool = True, inventory: Path = INVENTORY) -> subprocess.CompletedProcess:
         """Run one of the collection's playbooks as an operator would."""
-        done = subprocess.run(
-            [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", INVENTORY, *arguments],
-            cwd=REPO, check=False, capture_output=True, text=True, timeout=900,
-            env={
-                **os.environ,
-                # Molecule forces colours, and they would stick to what a test reads.
-                "ANSIBLE_FORCE_COLOR": "0",
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(STATE / "facts"),
-                "PATH": f"{BIN}:{os.environ['PATH']}",
-            },
-        )
+        done = subprocess.run(**self._playbook(name, arguments, inventory), check=False, capture_output=True, timeout=900)
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done
+
+    def start(self, name: str, *arguments: str, inventory: Path = INVENTORY) -> subprocess.Popen:
+        """Start one in a session of its own: its process group is all of it, workers and connections too."""
+        return subprocess.Popen(
+            **self._playbook(name, arguments, inventory), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    @staticmethod
+    def _playbook(name: str, arguments: tuple, inventory: Path) -> dict:
+        environment = {
+            **os.environ,
+            # Molecule forces colours, and they would stick to what a test reads.
+            "ANSIBLE_FORCE_COLOR": "0",
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(STATE / "facts"),
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+        command = [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", inventory, *arguments]
+        return {"args": command, "cwd": REPO, "env": environment, "text": True}
 
     def token(self, client: str, *arguments: str, file: Path) -> str:
         self.playbook("tokens", "-e", "do=issue", "-e", f"client={client}", "-e", f"token_file={file}", *arguments)

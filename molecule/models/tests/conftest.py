@@ -1,0 +1,144 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""An operator with a catalog of their own beside that of the inventory, which goes on running."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ansible_collections.localfirst.llm_fleet.molecule.models.tests.outside import HUB_TOKEN, S3_SECRET, Outside
+
+STORE = "/var/lib/llm_fleet/store"
+# What no version of the running catalog has is removed: trees of other models, and contents that nobody links to.
+FORGET_TREES = f"""
+cd {STORE}/models 2>/dev/null || exit 0
+for model in *; do case " $KEEP " in *" $model "*) ;; *) rm -rf "$model" ;; esac; done
+find {STORE}/blobs -type f -links 1 -delete; rm -rf {STORE}/incoming {STORE}/verified
+"""
+FORGET_BLOBS = f"""
+cd {STORE}/blobs/sha256 2>/dev/null || exit 0
+for blob in *; do case " $KEEP " in *" $blob "*) ;; *) rm -f "$blob" ;; esac; done
+rm -rf {STORE}/incoming {STORE}/verified
+"""
+
+
+class Operator:
+    """Somebody with a catalog, a lockfile and a store on the controller, in a folder of their own."""
+
+    def __init__(self, fleet, outside: Outside, folder: Path) -> None:
+        self.fleet = fleet
+        self.outside = outside
+        self.folder = folder
+        self.lockfile = folder / "models.lock.yml"
+        self.store = folder / "store"
+        values = fleet.inventory["_meta"]["hostvars"]["gw1"]
+        self.base = json.loads(json.dumps(values["llm_fleet_models"]).replace("{{ testbed_state_dir }}", str(fleet.state)))
+        self.images = dict(values["llm_fleet_engine_images"])
+        self.more: dict = {}
+        self.sources = {
+            "oci://": {"plain_http": True},
+            "hf://": {"endpoint": outside.hub},
+            "ollama://": {"endpoint": outside.ollama},
+            "mlflow://": {"endpoint": outside.mlflow},
+            "s3://": {"endpoint": outside.s3, "region": "us-east-1", "access_key": "FLEET", "secret_key": S3_SECRET},
+        }
+        # Begins with what is locked and runs.
+        self.lockfile.write_text((fleet.state / "models.lock.yml").read_text())
+
+    def arguments(self, models: list[dict]) -> list[str]:
+        """`-e @variables.json`: nothing secret is ever on a command line."""
+        path = self.folder / "variables.json"
+        path.write_text(json.dumps({
+            "llm_fleet_models": [*self.base, *models],
+            "llm_fleet_lockfile": str(self.lockfile),
+            "llm_fleet_store_dir": str(self.store),
+            "llm_fleet_sources": self.sources,
+            "llm_fleet_engine_images": self.images,
+            **self.more,
+        }))
+        path.chmod(0o600)
+        return ["-e", f"@{path}"]
+
+    def run(self, playbook: str, models: list[dict], *arguments: str, **options):
+        return self.fleet.playbook(playbook, *self.arguments(models), *arguments, **options)
+
+    def start(self, playbook: str, models: list[dict], *arguments: str, **options):
+        return self.fleet.start(playbook, *self.arguments(models), *arguments, **options)
+
+    def lock(self, models: list[dict], *arguments: str, **options):
+        return self.run("lock", models, *arguments, **options)
+
+    def stage(self, models: list[dict], *arguments: str, **options):
+        return self.run("stage", models, *arguments, **options)
+
+    def locked(self, model: str, version: str = "1.0.0") -> dict:
+        return yaml.safe_load(self.lockfile.read_text())["models"][model][version]
+
+    def digests(self, model: str, version: str = "1.0.0") -> list[str]:
+        return [file["sha256"] for file in self.locked(model, version)["files"]]
+
+
+def model(name: str, source: str, engine: str = "llamacpp", host: str = "gpu1", **more) -> dict:
+    """An entry of the catalog, small and on one host."""
+    return {
+        "name": name, "version": "1.0.0", "versions": {"1.0.0": {"source": source}}, "engine": engine, "replicas": 1,
+        "context": 512, "parallel": 1, "placement": {"hosts": [host]}, "access": ["*"], **more,
+    }
+
+
+def changed(done) -> dict:
+    """Changed tasks by host, from the recap."""
+    return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)}
+
+
+def said(done) -> str:
+    """What a run printed, on one line: Ansible folds what is long."""
+    return " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.fixture(scope="session")
+def outside(fleet) -> Outside:
+    return Outside(fleet)
+
+
+@pytest.fixture(scope="module")
+def operator(fleet, outside, tmp_path_factory) -> Operator:
+    return Operator(fleet, outside, tmp_path_factory.mktemp("operator"))
+
+
+@pytest.fixture
+def bare(fleet, operator):
+    """All hosts have what runs, and nothing else; afterwards too."""
+
+    def forget():
+        names = " ".join(entry["name"] for entry in operator.base)
+        for host in fleet.hosts("gpu_nodes"):
+            fleet.shell(host, f"KEEP='{names}'\n{FORGET_TREES}")
+        lock = yaml.safe_load((fleet.state / "models.lock.yml").read_text())["models"]
+        keep = " ".join(file["sha256"] for versions in lock.values() for entry in versions.values() for file in entry["files"])
+        for host in fleet.hosts("depots"):
+            fleet.shell(host, f"KEEP='{keep}'\n{FORGET_BLOBS}")
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture(scope="session")
+def secrets() -> list[str]:
+    return [HUB_TOKEN, S3_SECRET]
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Tests marked `long` run where LLM_FLEET_LONG is set, as `make test-long` does."""
+    if os.environ.get("LLM_FLEET_LONG"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]

@@ -12,12 +12,14 @@ from typing import Any
 
 try:
     import yaml
-except ImportError:  # the nodes have no PyYAML; the controller has, because Ansible needs it
+except ImportError:  # nodes have no PyYAML; the controller has, because Ansible needs it, and depots, because they may lock
     HAS_YAML = False
 else:
     HAS_YAML = True
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+
+NO_YAML = "Python's YAML library is missing"
 
 DEEPEST = 32  # libyaml's loader recurses, and crashes the process where data nest without end
 
@@ -59,7 +61,7 @@ def load_yaml(text: Any, name: str) -> tuple[Any, list[Fault]]:
 def load_with_lines(text: Any, name: str) -> tuple[Any, list[Fault], Lines]:
     """The same, and where each part of the data stands."""
     if not HAS_YAML:
-        return None, [Fault("PyYAML is missing on the controller", name, "install the Python package PyYAML")], Lines()
+        return None, [Fault(NO_YAML, name, "install the package python3-yaml (RHEL: python3-pyyaml) on the host that reads it")], Lines()
     if not isinstance(text, str):
         return None, [Fault("this is not a text file", name, "write it in YAML")], Lines()
     # libyaml where there is one: ten times as fast on a long lockfile.

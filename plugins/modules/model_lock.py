@@ -223,6 +223,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.masking impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.preflight import check_paths
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import map_of, text
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import check_settings, settings_for
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import NO_YAML
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import WORD
 
 # Who may use a model, and where it runs, is no matter of what it is.
@@ -249,7 +250,8 @@ class ModelLock:
         current = {}
         if params["current"].strip():
             current, faults = parse_lockfile(params["current"], params["current_name"])
-            self.faults += [fault._replace(fix=BROKEN_FIX) for fault in faults]
+            # Where nothing can read it, nothing is wrong with it.
+            self.faults += [fault if fault.what == NO_YAML else fault._replace(fix=BROKEN_FIX) for fault in faults]
         if params["store"]:
             self.faults += check_paths({"llm_fleet_store_dir": params["store"]})
         if self.faults:

@@ -2,12 +2,17 @@
 # Copyright (c) localfirst.llm_fleet contributors
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import DEEPEST, load_with_lines, load_yaml
+from ansible_collections.localfirst.llm_fleet.tests.unit.conftest import REPO
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -84,3 +89,15 @@ def test_each_part_of_the_data_has_its_line():
 @pytest.mark.parametrize("text", ["", "a: [", None])
 def test_without_data_there_are_no_lines(text):
     assert load_with_lines(text, "f.yml")[2].of("") is None
+
+
+def test_a_host_without_a_yaml_library_is_told_so():
+    """As on hosts of the fleet that nobody prepared for reading a lockfile."""
+    program = (
+        "import sys; sys.modules['yaml'] = None\n"
+        "from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import load_yaml\n"
+        "print(load_yaml('a: 1', 'models.lock.yml')[1][0].text())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO / ".venv" / "collections")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True)
+    assert "python3-yaml" in done.stdout

@@ -63,7 +63,14 @@ class Place:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    kept=CONTENTS, garbage=CONTENTS, coming=CONTENTS, kill=KILLS, naps=NAPS, other_kill=KILLS, other_naps=NAPS, grace=st.sampled_from([0, 3600])
+    kept=CONTENTS,
+    garbage=CONTENTS,
+    coming=CONTENTS,
+    kill=KILLS,
+    naps=NAPS,
+    other_kill=KILLS,
+    other_naps=NAPS,
+    grace=st.sampled_from([0, 3600]),
 )
 def test_collection_beside_a_staging(workers, kept, garbage, coming, kill, naps, other_kill, other_naps, grace):
     """The list of what to keep does not know the version that is coming: not even then may the staging be harmed."""

@@ -163,11 +163,12 @@ class Fleet:
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done
 
-    def start(self, name: str, *arguments: str, inventory: Path = INVENTORY) -> subprocess.Popen:
+    def start(self, name: str, *arguments: str, output: Path, inventory: Path = INVENTORY) -> subprocess.Popen:
         """Start one in a session of its own: its process group is all of it, workers and connections too."""
-        return subprocess.Popen(
-            **self._playbook(name, arguments, inventory), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        with output.open("w") as handle:
+            return subprocess.Popen(
+                **self._playbook(name, arguments, inventory), stdout=handle, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     @staticmethod
     def _playbook(name: str, arguments: tuple, inventory: Path) -> dict:

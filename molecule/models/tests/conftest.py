@@ -14,17 +14,18 @@ import yaml
 
 from ansible_collections.localfirst.llm_fleet.molecule.models.tests.outside import HUB_TOKEN, S3_SECRET, Outside
 
+CONTROLLER = "10.203.1.1"  # this machine, as the hosts see it
 STORE = "/var/lib/llm_fleet/store"
 # What no version of the running catalog has is removed: trees of other models, and contents that nobody links to.
 FORGET_TREES = f"""
 cd {STORE}/models 2>/dev/null || exit 0
 for model in *; do case " $KEEP " in *" $model "*) ;; *) rm -rf "$model" ;; esac; done
-find {STORE}/blobs -type f -links 1 -delete; rm -rf {STORE}/incoming {STORE}/verified
+find {STORE}/blobs -type f -links 1 -delete; rm -rf {STORE}/incoming
 """
 FORGET_BLOBS = f"""
 cd {STORE}/blobs/sha256 2>/dev/null || exit 0
 for blob in *; do case " $KEEP " in *" $blob "*) ;; *) rm -f "$blob" ;; esac; done
-rm -rf {STORE}/incoming {STORE}/verified
+rm -rf {STORE}/incoming
 """
 
 
@@ -69,7 +70,9 @@ class Operator:
         return self.fleet.playbook(playbook, *self.arguments(models), *arguments, **options)
 
     def start(self, playbook: str, models: list[dict], *arguments: str, **options):
-        return self.fleet.start(playbook, *self.arguments(models), *arguments, **options)
+        """The run, while it runs, and the file that it prints to."""
+        output = self.folder / f"{playbook}.log"
+        return self.fleet.start(playbook, *self.arguments(models), *arguments, output=output, **options), output
 
     def lock(self, models: list[dict], *arguments: str, **options):
         return self.run("lock", models, *arguments, **options)
@@ -92,6 +95,42 @@ def model(name: str, source: str, engine: str = "llamacpp", host: str = "gpu1", 
     }
 
 
+class Stores:
+    """The stores of the hosts, looked at past everything that is tested."""
+
+    def __init__(self, fleet) -> None:
+        self.fleet = fleet
+
+    def blobs(self, host: str) -> set[str]:
+        return set(self.fleet.shell(host, f"ls {STORE}/blobs/sha256 2>/dev/null || true").split())
+
+    def trees(self, host: str) -> dict[str, str]:
+        """{path below models/: digest of what is there} of all files that an engine would see."""
+        lines = self.fleet.shell(host, f"cd {STORE}/models 2>/dev/null && find . -type f -exec sha256sum {{}} + || true").splitlines()
+        return {path[2:]: digest for digest, path in (line.split("  ", 1) for line in lines)}
+
+    def models(self, host: str) -> set[str]:
+        return {path.partition("/")[0] for path in self.trees(host)}
+
+    def arrived(self, host: str, digest: str) -> int:
+        """Bytes of a file that is on its way to a host."""
+        return int(self.fleet.shell(host, f"stat -c %s {STORE}/incoming/{digest}.part 2>/dev/null || echo 0"))
+
+    def flip(self, host: str, digest: str) -> None:
+        """Change one byte of a content, as a failing disk does: size and time stay."""
+        path = f"{STORE}/blobs/sha256/{digest}"
+        self.fleet.shell(host, f"""
+            touch -r {path} /tmp/time; byte=$(od -An -tu1 -j1000 -N1 {path} | tr -d ' ')
+            printf "$(printf '\\\\%03o' $((byte ^ 1)))" | dd of={path} bs=1 seek=1000 conv=notrunc status=none; touch -r /tmp/time {path}
+        """)
+
+    def served(self, digest: str, to: str, since: float, depot: str = "depot1") -> list[dict]:
+        """What a depot has answered to a host that asked for a content, in order."""
+        log = self.fleet.shell(depot, f"journalctl -t llm_fleet_depot -o cat --no-pager --since @{int(since)} || true").splitlines()
+        answers = [json.loads(line) for line in log if line.startswith("{")]
+        return [each for each in answers if each["path"].endswith(digest) and each["from"] == self.fleet.address(to)]
+
+
 def changed(done) -> dict:
     """Changed tasks by host, from the recap."""
     return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)}
@@ -110,6 +149,11 @@ def outside(fleet) -> Outside:
 @pytest.fixture(scope="module")
 def operator(fleet, outside, tmp_path_factory) -> Operator:
     return Operator(fleet, outside, tmp_path_factory.mktemp("operator"))
+
+
+@pytest.fixture(scope="session")
+def stores(fleet) -> Stores:
+    return Stores(fleet)
 
 
 @pytest.fixture

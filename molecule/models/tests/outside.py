@@ -201,7 +201,8 @@ class Outside:
         return f"http://{self.address}:8080/{path.name}"
 
     def fetched(self, path: str, by: str) -> list[int]:
-        """The statuses with which the web server answered a host's requests for a path."""
+        """The statuses with which the web server answered a host's (or an address's) requests for a path."""
         log = self.fleet.shell("upstream", "cat /var/log/nginx/access.log").splitlines()
-        asked = (line.split('"') for line in log if line.startswith(f"{self.fleet.address(by)} "))
+        address = self.fleet.address(by) if by in self.fleet.inventory["_meta"]["hostvars"] else by
+        asked = (line.split('"') for line in log if line.startswith(f"{address} "))
         return [int(parts[2].split()[0]) for parts in asked if parts[1].split()[:2] == ["GET", path]]

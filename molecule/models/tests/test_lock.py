@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.localfirst.llm_fleet.molecule.models.tests.conftest import changed, model, said
+from ansible_collections.localfirst.llm_fleet.molecule.models.tests.conftest import CONTROLLER, changed, model, said
 from ansible_collections.localfirst.llm_fleet.molecule.models.tests.outside import HUB_TOKEN, REPO, WEB_PASSWORD, digest
 
 # An engine for safetensors. It is only locked for here, never started.
@@ -136,12 +136,12 @@ def test_no_secret_is_shown_or_written(locked, operator, secrets):
 
 
 def test_locking_again_changes_nothing(locked, operator, models, outside):
-    text, before = operator.lockfile.read_text(), outside.fetched("/lock/chat.gguf", by="upstream")
+    text, before = operator.lockfile.read_text(), outside.fetched("/lock/chat.gguf", by=CONTROLLER)
     again = operator.lock(models)
     assert operator.lockfile.read_text() == text
     assert set(changed(again).values()) == {0}
     assert "as the catalog has it" in said(again)
-    assert outside.fetched("/lock/chat.gguf", by="upstream") == before
+    assert outside.fetched("/lock/chat.gguf", by=CONTROLLER) == before
 
 
 def test_what_moved_upstream_is_reported_and_only_taken_when_asked_for(locked, operator, models, outside, kept):
@@ -227,7 +227,7 @@ def test_a_depot_locks_where_only_that_one_reaches_the_sources(locked, operator,
     url = outside.web(outside.gguf(118), "lock/depot.gguf")
     wanted = [model("far", url)]
     done = operator.lock(wanted, "-e", "llm_fleet_lock_host=depot1", check=False)
-    assert done.returncode != 0 and "a path on the controller" in said(done)
+    assert done.returncode != 0 and "a path on the controller" in said(done), done.stdout[-3000:]
 
     base = operator.base
     served = f"http://{outside.address}/models/tiny.gguf"  # the same file as the one on the controller

@@ -79,7 +79,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 	done; \
 	if [ -z "$(KEEP)" ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; exit $$status
 
-.PHONY: test test-long bench
+.PHONY: test test-long bench bench-store
 test: ## Everything that a change must pass
 	@for target in lint sanity unit molecule; do \
 	    echo "▸ make $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
@@ -87,9 +87,12 @@ test: ## Everything that a change must pass
 test-long: ## All of `make test`, and the scenarios that take their time
 	@$(MAKE) lint sanity unit
 	@$(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
-bench: venv images-bench setup-bench ## Measure what the gateway and a run without changes cost; figures go to .bench/
+bench: venv images-bench setup-bench ## Measure what the gateway, a run without changes, and the store cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py
 	$(BIN)/python tests/bench/gateway.py
+	$(BIN)/python tests/bench/store.py
+bench-store: venv ## Measure only what verifying and staging cost: beside openssl, and beside the bytes that differ
+	$(BIN)/python tests/bench/store.py
 
 .PHONY: clean
 clean: ## Remove all fleets of this checkout, the images, .venv and caches

@@ -13,6 +13,7 @@ SOURCES = {version: {"source": f"https://models.example/tiny-{version}.gguf"} fo
 FACTS = {
     "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
     "clock_skew": 0.0,
+    "call_seconds": 0.0,
     "haproxy_version": "2.6.12-1",
     "store": {"path": "/var/lib/llm_fleet/store", "total_bytes": 2**40, "free_bytes": 2**39},
     "fleet_ca": "",

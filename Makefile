@@ -14,7 +14,7 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 WITH_VENV := PATH="$(BIN):$$PATH"
 
 # Scenarios of `make test`, in this order: the first makes the fleet that the others use.
-SCENARIOS := default gateway anywhere
+SCENARIOS := default gateway models anywhere
 SCENARIOS_LONG := $(SCENARIOS) lifecycle
 export MOLECULE_GLOB := molecule/*/molecule.yml
 
@@ -86,7 +86,7 @@ test: ## Everything that a change must pass
 	done
 test-long: ## All of `make test`, and the scenarios that take their time
 	@$(MAKE) lint sanity unit
-	@$(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
+	@LLM_FLEET_LONG=1 $(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
 bench: venv images-bench setup-bench ## Measure what the gateway, a run without changes, and the store cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py
 	$(BIN)/python tests/bench/gateway.py

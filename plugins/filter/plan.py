@@ -27,7 +27,6 @@ class FilterModule:
     def filters(self):
         public = (
             views.host_instances,
-            views.host_artifacts,
             views.gateway_view,
             views.gateway_servers,
             views.engine_key,

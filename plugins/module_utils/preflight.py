@@ -76,7 +76,7 @@ def check_reachable(gateways: list[str], gateways_out: list[str], asked: set[str
 
 
 def check_depots(depots: list[str], usable: list[str]) -> list[Fault]:
-    """Where there are depots, nodes get their files from nobody else: at least one has to answer."""
+    """Where there are depots, nodes get what they lack from nobody else: at least one has to answer."""
     if not depots or usable:
         return []
     return [

@@ -24,16 +24,6 @@ def host_instances(plan: dict, host: str) -> list:
     ]
 
 
-def host_artifacts(plan: dict, host: str) -> list:
-    """The model versions whose files one host needs."""
-    artifacts = {}
-    for instance in host_instances(plan, host):
-        record = instance["record"]
-        wanted = {key: record[key] for key in ("model", "version", "source", "format", "size", "files")}
-        artifacts[record["model"], record["version"]] = wanted
-    return [artifacts[key] for key in sorted(artifacts)]
-
-
 def engine_key(seed: str, model: str) -> str:
     """The API key of a model's engines. Gateways and engines derive the same one, so that no key travels."""
     if not seed:

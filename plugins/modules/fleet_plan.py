@@ -205,6 +205,7 @@ class FleetPlanner:
         self.gateways = set(params["gateways"])
         self.answered = {host["name"]: host for host in params["hosts"]}
         self.asked = set(params["asked"])
+        self.held = {name: dict(host["blobs"]) for name, host in self.answered.items()}
 
     def note(self, faults: list[Fault]) -> None:
         self.faults.extend(faults)
@@ -222,12 +223,11 @@ class FleetPlanner:
             result = self.plan(exact_versions(models, lock), lock, current, frozen)
         artifacts = staging.fleet_artifacts(result.plan, lock, self.params["depots"])
         supply = self.supply(artifacts)
-        if not self.faults:
-            self.note(self.check_disks(artifacts))
+        self.check_room(artifacts)
         return {
             "plan": result.plan,
             "artifacts": artifacts,
-            "bringing": staging.bringing(artifacts, {name: dict(host["blobs"]) for name, host in self.answered.items()}),
+            "bringing": staging.bringing(artifacts, self.held),
             "supply": supply,
             "suppliers": self.suppliers(),
             "leaving": result.leaving,
@@ -282,7 +282,6 @@ class FleetPlanner:
         """What the hosts told; returns the plan that was last applied."""
         params = self.params
         self.note(preflight.check_reachable(params["gateways"], params["gateways_out"], self.asked, set(self.answered)))
-        self.note(preflight.check_depots(params["depots"], self.suppliers()))
         for name, host in sorted(self.answered.items()):
             self.note(preflight.check_host(host, name in self.gateways, name in params["depots"]))
         ca = Path(params["ca_dir"]) / "ca.pem"
@@ -292,13 +291,14 @@ class FleetPlanner:
         self.note(faults)
         return current
 
-    def check_disks(self, artifacts: dict) -> list[Fault]:
-        faults = []
-        for name, host in sorted(self.answered.items()):
-            lacking = staging.missing(artifacts.get(name, []), dict(host["blobs"]))
-            size = sum(file["size"] for file in lacking.values())
-            faults += preflight.check_disk(host, size, self.params["disk_reserve"])
-        return faults
+    def check_room(self, artifacts: dict) -> None:
+        """What hosts lack has to come from somewhere, and to fit."""
+        lacking = {name: staging.missing(artifacts.get(name, []), held) for name, held in sorted(self.held.items())}
+        if any(lacking.get(name) for name in self.params["nodes"]):
+            self.note(preflight.check_depots(self.params["depots"], self.suppliers()))
+        for name, files in lacking.items():
+            size = sum(file["size"] for file in files.values())
+            self.note(preflight.check_disk(self.answered[name], size, self.params["disk_reserve"]))
 
     def suppliers(self) -> list[str]:
         return [name for name in self.params["depots"] if name in self.answered or name not in self.asked]
@@ -306,7 +306,7 @@ class FleetPlanner:
     def supply(self, artifacts: dict) -> dict:
         """What hosts have to get from the controller, and which of it are files that lie here."""
         depots, nodes = self.params["depots"], self.params["nodes"]
-        takers = {name: dict(self.answered[name]["blobs"]) for name in depots or nodes if name in self.answered}
+        takers = {name: self.held[name] for name in depots or nodes if name in self.held}
         wanted = staging.supply(artifacts, takers, only_local=bool(depots))
         files, faults = local_files(wanted)
         self.note(faults)

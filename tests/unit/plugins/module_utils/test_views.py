@@ -15,7 +15,6 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import 
     engine_keys,
     gateway_servers,
     gateway_view,
-    host_artifacts,
     host_instances,
     status_rows,
 )
@@ -54,14 +53,6 @@ def test_a_host_gets_its_own_instances_with_their_releases():
     [instance] = host_instances(planned, "gpu2")
     assert (instance["id"], instance["record"]) == ("tiny-1-a", record("tiny"))
     assert host_instances(planned, "gpu3") == []
-
-
-def test_a_host_needs_the_files_of_a_model_version_once():
-    planned = plan([model("tiny", 3), model("other", placement={"hosts": ["gpu2"]})], HOSTS).plan
-    assert [artifact["model"] for artifact in host_artifacts(planned, "gpu1")] == ["tiny"]
-    artifacts = host_artifacts(surged(planned, "tiny-0-a", "1.1.0"), "gpu1")
-    assert [artifact["version"] for artifact in artifacts] == ["1.0.0", "1.1.0"]
-    assert artifacts[0]["files"] == record("tiny")["files"]
 
 
 # Keys

@@ -77,7 +77,7 @@ class Fetcher:
         self.limiter = limiter or Limiter()
         self.advance = advance or (lambda _count: None)
         self.hashing = ThreadPoolExecutor(1, "hashing")
-        self._buffers = [memoryview(bytearray(self.limiter.piece)) for _ in range(2)]
+        self._buffers = [memoryview(bytearray(self.limiter.piece)) for _buffer in range(2)]
 
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
         """Bring a file into its part, complete and with the right digest; return the number of bytes that moved."""

@@ -84,7 +84,6 @@ class Part:
     def write(self, data: memoryview) -> None:
         """Hash and write, both at once. `data` has to stay as it is until the next call."""
         self._settle()
-        assert self._executor is not None
         self._pending = self._executor.submit(self._digest.update, data)
         try:
             written = 0

@@ -158,8 +158,14 @@ class BlobServer(ThreadingMixIn, HTTPServer):
         if not isinstance(error, OSError):
             return super().handle_error(request, client_address)
         # Refused certificates and broken connections: for whoever wonders why a host gets nothing.
-        print(f"{client_address[0]}: {error}", file=sys.stderr, flush=True)
+        _log(f"{client_address[0]}: {error}")
         return None
+
+
+def _log(line: str) -> None:
+    """To the server's own log: whoever started it has sent its standard error there."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -235,4 +241,4 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format, *arguments) -> None:
         """One line for each answer, without headers."""
-        print(f"{self.client_address[0]}: {format % arguments}", file=sys.stderr, flush=True)
+        _log(f"{self.client_address[0]}: {format % arguments}")

@@ -212,4 +212,3 @@ def _live(server: BlobServer, keep: set[int], log: int) -> NoReturn:
         code = 0
     finally:
         os._exit(code)
-

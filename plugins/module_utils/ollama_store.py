@@ -136,7 +136,8 @@ def _parse(model: str, manifest: bytes) -> dict[str, Any]:
             and isinstance(layer.get("mediaType"), str)
             and isinstance(layer.get("digest"), str)
             and _DIGEST.fullmatch(layer["digest"])
-            and type(layer.get("size")) is int
+            and isinstance(layer.get("size"), int)
+            and not isinstance(layer["size"], bool)
             and layer["size"] >= 0
         ):
             raise _error(model, "the manifest has a layer without type, size or sha256 digest", fix)

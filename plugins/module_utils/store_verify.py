@@ -170,7 +170,7 @@ class Verification:
 def digest_and_size(path: Path, reading: Executor, advance: Callable[[int], None] = lambda _count: None) -> tuple[str, int]:
     """The sha256 of a regular file and its size. The next piece is read while this one is hashed; no byte is read twice."""
     digest, size = hashlib.sha256(), 0
-    buffers = [memoryview(bytearray(CHUNK)) for _ in range(2)]
+    buffers = [memoryview(bytearray(CHUNK)) for _buffer in range(2)]
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as handle:
         coming, turn = reading.submit(handle.readinto, buffers[0]), 0
         while count := coming.result():

@@ -38,5 +38,5 @@ def test_the_controller_is_reached_where_its_routes_lead():
 
 
 def test_what_has_no_route_is_named():
-    with pytest.raises(AnsibleFilterError, match="nowhere.invalid"):
+    with pytest.raises(AnsibleFilterError, match=r"nowhere\.invalid"):
         local_address("nowhere.invalid")

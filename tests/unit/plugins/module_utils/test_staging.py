@@ -104,7 +104,8 @@ def test_the_controller_hands_out_what_some_host_lacks_and_each_content_once():
 
 def test_who_lacks_what_is_told_host_by_host():
     wanted = {"gpu1": [WEB, WEB2], "gpu2": [WEB]}
-    assert bringing(wanted, {"gpu1": held(SHARED, OLD, SMALL), "gpu2": held(SHARED, OLD), "gw1": {}}) == ["gpu1: bring 5 bytes of tiny 2.0.0"]
+    told = bringing(wanted, {"gpu1": held(SHARED, OLD, SMALL), "gpu2": held(SHARED, OLD), "gw1": {}})
+    assert told == ["gpu1: bring 5 bytes of tiny 2.0.0"]
 
 
 def test_hosts_that_did_not_answer_are_handed_nothing():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import human
 
-WAITING_FOR = {"none": "is about to begin", "waiting": "waits for another run on this host"}
+WAITING_FOR = {"none": "is about to begin", "waiting": "waits for its turn"}
 
 
 def progress_lines(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -13,7 +13,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile impo
 
 def locked(text: str, name: str = "the lockfile", strict: bool = True) -> dict:
     """The lockfile as data; unless `strict`, one with faults is as good as none."""
-    data, faults = parse_lockfile(text, name)
+    # Ansible's texts carry their origin, which YAML's parser does not take for texts.
+    data, faults = parse_lockfile(text.encode().decode(), name)
     if faults and not strict:
         return {}
     if faults:

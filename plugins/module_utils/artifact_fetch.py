@@ -27,6 +27,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web_file impo
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 FICLONE = 0x40049409  # linux/fs.h: both files share their blocks until one of them is written to
 SMALLEST_PIECE = 4096
+LAG = 0.5  # seconds by which a limited transfer may be behind its rate and still make up for it
 
 
 class Limiter:
@@ -49,9 +50,11 @@ class Limiter:
             return
         with self._lock:
             now = self.clock()
-            self._due = max(self._due, now) + count / self.rate
+            # What reading took is not waited for once more: a little of it may be made up for.
+            self._due = max(self._due, now - LAG) + count / self.rate
             wait = self._due - now
-        self.pause(wait)
+        if wait > 0:
+            self.pause(wait)
 
 
 @dataclass

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import human
@@ -74,11 +74,14 @@ def bringing(artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]
     return lines
 
 
-def supply(artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]], only_local: bool) -> list[dict]:
+def supply(
+    artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]], here: Collection[str] | None = None
+) -> list[dict]:
     """The artifacts that the controller has to hand out, each with the files that some host of `held` lacks.
 
     A content that several versions share is named once. What the lockfile itself holds travels with the playbook.
-    `only_local`: the hosts get everything else from the sources themselves, as depots do.
+    `here`: where the hosts can ask the sources themselves, as depots can, the digests that the controller's own store has:
+    what was downloaded to be locked is not downloaded again. Its local files only it can hand out in any case.
     """
     lacking: set[str] = set()
     for host, blobs in held.items():
@@ -86,9 +89,9 @@ def supply(artifacts: Mapping[str, list], held: Mapping[str, Mapping[str, int]],
     every = {(each["model"], each["version"]): each for host in held for each in artifacts.get(host, [])}
     found = []
     for _key, artifact in sorted(every.items()):
-        if only_local and not artifact["source"].startswith(LOCAL):
-            continue
         files = [file for file in artifact["files"] if file["sha256"] in lacking and file.get("content") is None]
+        if here is not None and not artifact["source"].startswith(LOCAL):
+            files = [file for file in files if file["sha256"] in here]
         lacking -= {file["sha256"] for file in files}
         if files:
             found.append({**artifact, "files": files, "size": sum(file["size"] for file in files)})

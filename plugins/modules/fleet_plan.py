@@ -79,6 +79,12 @@ options:
     description: Bytes that stay free on the file system of a host's store.
     type: int
     default: 1073741824
+  store:
+    description:
+      - The controller's own store. Depots get from it what was downloaded to be locked, and ask the sources for the rest.
+      - Empty if there is none.
+    type: str
+    default: ""
   strict:
     description: Fail when there is a fault; otherwise return the faults, and the plan that was last applied.
     type: bool
@@ -156,8 +162,8 @@ bringing:
 supply:
   description:
     - What the controller has to hand out, because hosts that answered lack it. With depots these are the files of the
-      controller itself, otherwise all that nodes lack.
-    - C(artifacts) as above, with the lacking files only; C(files), paths on the controller by digest;
+      controller itself and what its store has from locking, otherwise all that nodes lack.
+    - C(artifacts) as above, with the lacking files only; C(fetch), those that the controller has to fetch first; C(files), paths on the controller by digest;
       C(bytes) of all together; C(towards), the address of a host that fetches.
   type: dict
   returned: always
@@ -307,15 +313,22 @@ class FleetPlanner:
         """What hosts have to get from the controller, and which of it are files that lie here."""
         depots, nodes = self.params["depots"], self.params["nodes"]
         takers = {name: self.held[name] for name in depots or nodes if name in self.held}
-        wanted = staging.supply(artifacts, takers, only_local=bool(depots))
+        wanted = staging.supply(artifacts, takers, here=self.blobs_here() if depots else None)
         files, faults = local_files(wanted)
         self.note(faults)
         return {
             "artifacts": wanted,
+            # What depots are handed is in the controller's store already.
+            "fetch": [] if depots else [artifact for artifact in wanted if not artifact["source"].startswith(staging.LOCAL)],
             "files": files,
             "bytes": sum(artifact["size"] for artifact in wanted),
             "towards": next((self.answered[name]["address"] for name in takers), ""),
         }
+
+    def blobs_here(self) -> set[str]:
+        """The digests of what locking left in the controller's store."""
+        blobs = Path(self.params["store"]) / "blobs" / "sha256"
+        return {path.name for path in blobs.iterdir()} if self.params["store"] and blobs.is_dir() else set()
 
     def node_list(self) -> list[dict]:
         """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
@@ -364,6 +377,7 @@ def main() -> None:
             "hosts": {"type": "list", "elements": "dict", "required": True},
             "port_range": {"type": "list", "elements": "int", "default": [20000, 29999]},
             "disk_reserve": {"type": "int", "default": 1024**3},
+            "store": {"type": "str", "default": ""},
             "strict": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

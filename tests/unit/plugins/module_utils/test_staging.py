@@ -93,13 +93,13 @@ def test_what_a_host_has_by_digest_and_size_is_not_missing():
 
 def test_the_controller_hands_out_what_some_host_lacks_and_each_content_once():
     wanted = {"gpu1": [WEB, WEB2], "gpu2": [WEB]}
-    handed = supply(wanted, {"gpu1": held(SHARED), "gpu2": {}}, only_local=False)
+    handed = supply(wanted, {"gpu1": held(SHARED), "gpu2": {}})
     assert [(each["version"], [f["path"] for f in each["files"]]) for each in handed] == [
         ("1.0.0", ["shared.bin", "old.bin"]),
         ("2.0.0", ["new.bin"]),
     ]
     assert sum(each["size"] for each in handed) == SHARED["size"] + OLD["size"] + NEW["size"]
-    assert supply(wanted, {"gpu1": held(SHARED, OLD, NEW), "gpu2": held(SHARED, OLD)}, only_local=False) == []
+    assert supply(wanted, {"gpu1": held(SHARED, OLD, NEW), "gpu2": held(SHARED, OLD)}) == []
 
 
 def test_who_lacks_what_is_told_host_by_host():
@@ -109,12 +109,15 @@ def test_who_lacks_what_is_told_host_by_host():
 
 
 def test_hosts_that_did_not_answer_are_handed_nothing():
-    assert supply({"gpu1": [WEB]}, {}, only_local=False) == []
+    assert supply({"gpu1": [WEB]}, {}) == []
 
 
-def test_depots_get_only_the_controllers_own_files_from_it():
-    handed = supply({"depot1": [WEB, FILES]}, {"depot1": {}}, only_local=True)
+def test_depots_get_from_the_controller_only_what_it_has():
+    handed = supply({"depot1": [WEB, FILES]}, {"depot1": {}}, here=set())
     assert names(handed) == ["local 1.0.0"]
+    handed = supply({"depot1": [WEB, FILES]}, {"depot1": {}}, here={OLD["sha256"]})
+    assert names(handed) == ["local 1.0.0", "tiny 1.0.0"]
+    assert handed[1]["files"] == [OLD]
 
 
 # Files of the controller

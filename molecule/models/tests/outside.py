@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import struct
 import subprocess
@@ -58,6 +59,15 @@ class Outside:
             fresh = path.with_suffix(".new")
             command = [sys.executable, REPO / "testbed" / "make_tiny_gguf.py", *(SMALL if small else ()), "--seed", str(seed), fresh]
             subprocess.run(command, check=True, capture_output=True)
+            fresh.rename(path)
+        return path
+
+    def large(self, seed: int) -> Path:
+        """32 MB that nobody loads: more than what the kernel keeps in buffers between two hosts."""
+        path = self.made / f"large-{seed}.gguf"
+        if not path.exists():
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(b"GGUF" + random.Random(seed).randbytes(32_000_000))
             fresh.rename(path)
         return path
 

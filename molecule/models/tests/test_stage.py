@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,8 @@ import yaml
 from ansible_collections.localfirst.llm_fleet.molecule.models.tests.conftest import CONTROLLER, STORE, changed, model, said
 from ansible_collections.localfirst.llm_fleet.molecule.models.tests.outside import digest
 
-SLOW = ("-e", "llm_fleet_stage_bandwidth=1000000")  # bytes a second: the 6 MB take as many seconds
+LIMIT = 4_000_000  # bytes a second: 32 MB take eight seconds
+SLOW = ("-e", f"llm_fleet_stage_bandwidth={LIMIT}")
 NO_RESERVE = ("-e", "llm_fleet_disk_reserve=0")
 FOREIGN = """
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout /tmp/foreign.key -out /tmp/foreign.pem \
@@ -154,9 +156,9 @@ def refused_to_strangers(fleet, url: str) -> None:
 def test_a_killed_controller_loses_nothing(operator, outside, stores, fleet, bare, underway):
     """What runs on the hosts goes on by itself; the same command takes it up, and nothing is moved twice."""
     path = "/stage/controller.gguf"
-    models = [model("controller", outside.web(outside.gguf(204, small=False), path[1:]))]
+    models = [model("controller", outside.web(outside.large(204), path[1:]))]
     operator.lock(models)
-    (sha256,), size, began = operator.digests("controller"), outside.gguf(204, small=False).stat().st_size, time.time()
+    (sha256,), size, began = operator.digests("controller"), outside.large(204).stat().st_size, time.time()
     before = outside.fetched(path, by="depot1")
     run, _output = underway(models, "gpu1", sha256)
     os.killpg(run.pid, signal.SIGKILL)
@@ -186,6 +188,11 @@ def without_depots(fleet, tmp_path):
     hosts = yaml.safe_load((source / "hosts.yml").read_text())
     hosts["all"]["children"].pop("depots")
     (tmp_path / "inventory" / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    # What a run that was killed has started would go on for a while, for the case that others need it.
+    note = fleet.state / "ca" / "serving" / "server.json"
+    if note.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(json.loads(note.read_text())["pid"], signal.SIGTERM)
     return ("-e", f"testbed_state_dir={fleet.state}"), tmp_path / "inventory"
 
 
@@ -195,7 +202,7 @@ def test_without_depots_the_controller_hands_out_what_it_fetched_once(
     arguments, inventory = without_depots
     path = "/stage/served.gguf"
     models = [
-        model("served", outside.web(outside.gguf(206, small=False), path[1:]), host="gpu*", replicas=2),
+        model("served", outside.web(outside.large(206), path[1:]), host="gpu*", replicas=2),
         model("mine", f"file://{outside.gguf(207)}"),
     ]
     before = outside.fetched(path, by=CONTROLLER)
@@ -216,20 +223,20 @@ def test_without_depots_the_controller_hands_out_what_it_fetched_once(
 
 
 @pytest.mark.long
-def test_a_limited_bandwidth_holds(operator, outside, stores, fleet, bare):
-    models = [model("limited", outside.web(outside.gguf(208, small=False), "stage/limited.gguf"))]
+def test_a_limited_bandwidth_holds(operator, outside, bare):
+    models = [model("limited", outside.web(outside.large(208), "stage/limited.gguf"))]
     operator.lock(models)
-    operator.stage(models, *SLOW)
-    (sha256,) = operator.digests("limited")
-    seconds = [each["seconds"] for each in stores.served(sha256, "gpu1", 0)][-1]
-    size = outside.gguf(208, small=False).stat().st_size
-    # What lies in the buffers between the two is sent at once; so this says no more than that there is a limit.
-    assert size / seconds < 3_000_000, f"{size} bytes in {seconds} s"
+    done = operator.stage(models, *SLOW)
+    size = outside.large(208).stat().st_size
+    for host in ("depot1", "gpu1"):
+        found = re.search(rf"{host} +[\d.]+ MiB in ([\d.]+) s", done.stdout)
+        # From above nothing can be said: machines are slow at times.
+        assert float(found[1]) > 0.7 * size / LIMIT, found[0]
 
 
 @pytest.mark.long
 def test_a_killed_node_goes_on_where_it_stopped(operator, outside, stores, fleet, bare, underway, wait_until):
-    models = [model("node", outside.web(outside.gguf(209, small=False), "stage/node.gguf"))]
+    models = [model("node", outside.web(outside.large(209), "stage/node.gguf"))]
     operator.lock(models)
     (sha256,), began = operator.digests("node"), time.time()
     run, output = underway(models, "gpu1", sha256)
@@ -246,7 +253,7 @@ def test_a_killed_node_goes_on_where_it_stopped(operator, outside, stores, fleet
 @pytest.mark.parametrize("kill", ["nginx", "host"])
 def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(operator, outside, stores, fleet, bare, underway, wait_until, kill):
     seed = {"nginx": 210, "host": 211}[kill]
-    models = [model(f"depot-{kill}", outside.web(outside.gguf(seed, small=False), f"stage/depot-{kill}.gguf"))]
+    models = [model(f"depot-{kill}", outside.web(outside.large(seed), f"stage/depot-{kill}.gguf"))]
     operator.lock(models)
     (sha256,), began = operator.digests(f"depot-{kill}"), time.time()
     # Its own download is what ends with the host; that of a node is what ends with its server.
@@ -276,18 +283,18 @@ def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(operator, outside, stor
 
 @pytest.mark.long
 def test_a_disk_that_fills_up_meanwhile_is_told_and_gone_on_with(
-    operator, outside, stores, fleet, bare, small_disk, underway, wait_until
+    operator, outside, stores, fleet, bare, small_disk, underway
 ):
-    models = [model("filled", outside.web(outside.gguf(212, small=False), "stage/filled.gguf"), host="gpu2")]
+    models = [model("filled", outside.web(outside.large(212), "stage/filled.gguf"), host="gpu2")]
     operator.lock(models)
-    (sha256,), began = operator.digests("filled"), time.time()
-    small_disk("gpu2", 16)
+    (sha256,) = operator.digests("filled")
+    small_disk("gpu2", 48)
     run, output = underway(models, "gpu2", sha256, *NO_RESERVE)
     fleet.shell("gpu2", f"dd if=/dev/zero of={STORE}/filler bs=64k status=none || true", check=False)
-    arrived = stores.arrived("gpu2", sha256)
     assert run.wait(timeout=240) != 0
     assert "no space left" in output.read_text().lower() and "free some space" in " ".join(output.read_text().split())
+    # What had arrived makes room: the host needs it more than the next run needs a head start.
+    assert stores.arrived("gpu2", sha256) == 0
     fleet.shell("gpu2", f"rm {STORE}/filler")
     operator.stage(models, *NO_RESERVE)
     assert stores.trees("gpu2")["filled/1.0.0/filled.gguf"] == sha256
-    assert first_byte(stores.served(sha256, "gpu2", began)[-1]) >= arrived > 0

@@ -41,11 +41,12 @@ def work(job: dict) -> dict:
     staging_worker.Fuse(job.get("kill_at"), job.get("naps", [])).light()
     if job["do"] == "read":
         return {"damaged": Verification(store, known, lock_timeout=20).run().damaged}
-    garbage = Collector(store, known, grace=job.get("grace", 3600)).run(20)
+    # What a rival has open would be left alone. Without that, only claims and locks protect it.
+    garbage = Collector(store, known, grace=job.get("grace", 3600), open_files=lambda _wanted: set()).run(20)
     return {"freed": garbage.size, "actions": garbage.actions}
 
 
 if __name__ == "__main__":
-    staging_worker.OURS = (*staging_worker.OURS, "store_")
+    staging_worker.OURS = (*staging_worker.OURS, "store_gc", "store_report", "store_verify")
     staging_worker.work = work
     staging_worker.main()

@@ -163,7 +163,8 @@ supply:
   description:
     - What the controller has to hand out, because hosts that answered lack it. With depots these are the files of the
       controller itself and what its store has from locking, otherwise all that nodes lack.
-    - C(artifacts) as above, with the lacking files only; C(fetch), those that the controller has to fetch first; C(files), paths on the controller by digest;
+    - C(artifacts) as above, with the lacking files only; C(fetch), those that the controller has to fetch first;
+      C(files), paths on the controller by digest;
       C(bytes) of all together; C(towards), the address of a host that fetches.
   type: dict
   returned: always

@@ -161,7 +161,7 @@ def bare(fleet, operator):
     """All hosts have what runs, and nothing else; afterwards too."""
 
     def forget():
-        names = " ".join(entry["name"] for entry in operator.base)
+        names = " ".join({entry["name"] for entry in operator.base} | {instance["model"] for instance in fleet.instances()})
         for host in fleet.hosts("gpu_nodes"):
             fleet.shell(host, f"KEEP='{names}'\n{FORGET_TREES}")
         lock = yaml.safe_load((fleet.state / "models.lock.yml").read_text())["models"]

@@ -25,7 +25,7 @@ DEPOT_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 GATEWAY_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
 GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+")
 HAPROXY_MINIMUM = (2, 6, 12)
-"""The first HAProxy of a supported distribution; see docs/architecture.md for what it brings."""
+"""That of Debian 12, the oldest distribution of a gateway."""
 
 
 def check_groups(gateways: list[str], nodes: list[str]) -> list[Fault]:

@@ -23,8 +23,9 @@ NODE_DISTRIBUTIONS = {
 }
 DEPOT_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 GATEWAY_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
+GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+")
 HAPROXY_MINIMUM = (2, 6, 12)
-"""The first HAProxy of a supported distribution; see docs/architecture.md for what it brings."""
+"""That of Debian 12, the oldest distribution of a gateway."""
 
 
 def check_groups(gateways: list[str], nodes: list[str]) -> list[Fault]:
@@ -52,6 +53,14 @@ def check_paths(paths: dict[str, str]) -> list[Fault]:
             fix = f"make it absolute, for instance \"{{{{ inventory_dir }}}}/{path}\""
             faults.append(Fault(f"the path {path!r} is relative", variable, fix))
     return faults
+
+
+def check_port_range(port_range: list[int]) -> list[Fault]:
+    """First and last port for engines."""
+    if len(port_range) == 2 and 1 <= port_range[0] < port_range[1] <= 65535:
+        return []
+    what = f"{port_range} is not the first and the last port of a range"
+    return [Fault(what, "llm_fleet_port_range", "write both as a list, as in [20000, 29999]")]
 
 
 def check_reachable(gateways: list[str], gateways_out: list[str], asked: set[str], answered: set[str]) -> list[Fault]:
@@ -89,10 +98,11 @@ def check_depots(depots: list[str], usable: list[str]) -> list[Fault]:
 
 
 def check_host(host: dict, is_gateway: bool, is_depot: bool = False) -> list[Fault]:
-    """One host: its distribution, its clock, its address and, on a gateway, its HAProxy."""
+    """One host: its distribution, its clock, its address, its GPUs and, on a gateway, its HAProxy."""
     where = f"host {host['name']}"
     kind = "gateway" if is_gateway else "depot" if is_depot else "GPU node"
     faults = [*_check_distribution(host["distribution"], kind, where), *_check_address(host["address"], where)]
+    faults += _check_gpus(host.get("gpus", []), where)
     skew = least_skew(host["clock_skew"], host["call_seconds"])
     if abs(skew) > CLOCK_SKEW_SECONDS:
         faults.append(
@@ -184,3 +194,10 @@ def _check_address(address: str, where: str) -> list[Fault]:
     except ValueError:
         return [Fault(f"{address!r} is not an IP address", where, "set llm_fleet_address to the host's private IP address")]
     return []
+
+
+def _check_gpus(gpus: object, where: str) -> list[Fault]:
+    fix = "write the UUIDs that `nvidia-smi -L` prints, as a list: llm_fleet_gpus: [GPU-11111111-1111-1111-1111-111111111111]"
+    if not isinstance(gpus, list):
+        return [Fault(f"llm_fleet_gpus is not a list: {gpus!r}", where, fix)]
+    return [Fault(f"llm_fleet_gpus: {gpu!r} is not the UUID of a GPU", where, fix) for gpu in gpus if not GPU_UUID.fullmatch(str(gpu))]

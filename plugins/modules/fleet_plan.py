@@ -266,6 +266,7 @@ class FleetPlanner:
         params = self.params
         self.note(preflight.check_groups(params["gateways"], params["nodes"]))
         self.note(preflight.check_paths({"llm_fleet_lockfile": params["lockfile"], "llm_fleet_ca_dir": params["ca_dir"]}))
+        self.note(preflight.check_port_range(params["port_range"]))
         models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
         self.note(faults)
         lock = {}
@@ -276,6 +277,10 @@ class FleetPlanner:
     def read_lockfile(self, path: Path, models: list[dict]) -> dict:
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            fix = "lock the catalog (ansible-playbook localfirst.llm_fleet.lock), or take the lockfile back from git"
+            self.note([Fault(f"there is no lockfile {path}", "llm_fleet_lockfile", fix)])
+            return {}
         except (OSError, UnicodeDecodeError) as error:
             self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", LOCK_AGAIN)])
             return {}

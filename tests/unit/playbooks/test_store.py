@@ -179,3 +179,16 @@ def test_verify_needs_neither_lockfile_nor_plan_nor_stores(fleet):
         subprocess.run(["rm", "-rf", fleet.store(host).root], check=True)
     code, output = fleet.run("verify")
     assert code == 0, output
+
+
+@pytest.mark.parametrize("playbook", ["gc", "status", "tokens", "verify"])
+def test_an_inventory_without_a_fleet_is_no_success(fleet, playbook):
+    (fleet.folder / "hosts.yml").write_text("all: {}\n")
+    code, said = fleet.run(playbook, "-e", "do=list")
+    assert code != 0 and "The inventory has no fleet" in said
+
+
+def test_a_report_is_not_written_into_the_collection(fleet):
+    code, said = fleet.run("status", "-e", "status_file=status.json")
+    assert code != 0 and "'status.json' is not an absolute path" in said
+    assert not (REPO / "playbooks" / "status.json").exists()

@@ -94,6 +94,20 @@ def test_ipv6_is_an_address():
     assert preflight.check_host(host(address="fd00::10"), is_gateway=False) == []
 
 
+def test_gpus_are_a_list_of_uuids():
+    assert preflight.check_host(host(gpus=["GPU-11111111-1111-1111-1111-111111111111", "MIG-1"]), is_gateway=False) == []
+    assert "not a list: 'GPU-1'" in only(preflight.check_host(host(gpus="GPU-1"), is_gateway=False)).what
+    line = "GPU 0: NVIDIA H200 (UUID: GPU-1)"
+    fault = only(preflight.check_host(host(gpus=["GPU-2", line]), is_gateway=False))
+    assert repr(line) in fault.what and "nvidia-smi -L" in fault.fix
+
+
+@pytest.mark.parametrize("port_range", [[20000], [], [1, 2, 3], [29999, 20000], [0, 10], [60000, 70000]])
+def test_a_range_of_ports_has_a_first_and_a_last(port_range):
+    assert preflight.check_port_range([20000, 29999]) == []
+    assert only(preflight.check_port_range(port_range)).where == "llm_fleet_port_range"
+
+
 def test_all_faults_of_a_host_come_at_once():
     broken = host(address="gw1", clock_skew=60.0, haproxy_version="1.8.0", distribution=distribution("debian", "10"))
     assert len(preflight.check_host(broken, is_gateway=True)) == 4

@@ -54,13 +54,12 @@ def plan(run_module, tmp_path):
             models=[model],
             clients=[],
             profiles=read_profiles([BUILT_IN])[0],
-            lockfile=str(tmp_path / "models.lock.yml"),
             ca_dir=str(tmp_path),
             gateways=["gw1"],
             nodes=["gpu1"],
             asked=["gw1", "gpu1"],
             hosts=HOSTS,
-            **arguments,
+            **{"lockfile": str(tmp_path / "models.lock.yml"), **arguments},
         )
 
     return run
@@ -86,6 +85,17 @@ def test_nothing_is_selected_at_run_time(plan, selected):
 def test_half_a_lockfile_is_no_lockfile(plan):
     result = plan("1.0.0", locked()[:-10])
     assert result["failed"] and "cut off" in result["msg"]
+
+
+def test_a_fleet_that_was_never_locked_is_told_to_lock(plan, tmp_path):
+    result = plan("1.0.0", locked(), lockfile=str(tmp_path / "nowhere.yml"))
+    [fault] = result["faults"]
+    assert fault["what"] == f"there is no lockfile {tmp_path}/nowhere.yml" and "localfirst.llm_fleet.lock)" in fault["fix"]
+
+
+def test_a_port_is_no_range(plan):
+    result = plan("1.0.0", locked(), port_range=[20000])
+    assert result["failed"] and "llm_fleet_port_range" in result["msg"]
 
 
 def test_a_file_changed_by_hand_is_named_with_its_line(plan):

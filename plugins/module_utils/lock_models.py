@@ -70,6 +70,14 @@ class WantedImage(NamedTuple):
         return f"llm_fleet_engine_images.{self.engine}"
 
 
+def unknown_engines(images: Iterable[str], profiles: Iterable[str]) -> list[Fault]:
+    """Images for engines that no profile describes: a slip of the pen would lock the profile's own image in their place."""
+    return [
+        Fault(f"there is no engine '{name}'", f"llm_fleet_engine_images.{name}", suggestion(name, profiles, "engines"))
+        for name in sorted(set(images) - set(profiles))
+    ]
+
+
 @dataclass
 class Outcome:
     """What came of asking one source."""

@@ -64,9 +64,16 @@ def parse_lockfile(text: str, name: str) -> tuple[dict, list[Fault]]:
 
 
 def check_locked(
-    models: Iterable[dict], lock: dict[str, Any], name: str, profiles: dict[str, Any]
+    models: Iterable[dict],
+    lock: dict[str, Any],
+    name: str,
+    profiles: dict[str, Any],
+    engine_images: dict[str, str] | None = None,
 ) -> list[Fault]:
-    """What the catalog wants and the lockfile lacks. `models` are check_catalog's, `lock` is parse_lockfile's."""
+    """What the catalog wants and the lockfile lacks. `models` are check_catalog's, `lock` is parse_lockfile's.
+
+    `engine_images` is the variable llm_fleet_engine_images: {engine: image as the operator named it}.
+    """
     faults: list[Fault] = []
     for model in models:
         faults += _version_faults(model, lock, name, profiles)
@@ -75,7 +82,17 @@ def check_locked(
         if engine is not None and engine not in (lock.get("images") or {}):
             what, where = f"no image of the engine '{engine}' is locked", f"{name}: images"
             faults.append(Fault(what, where, f"name it in llm_fleet_engine_images.{engine}, then {LOCK_AGAIN}"))
+        elif engine is not None:
+            faults += _image_faults(engine, lock["images"][engine], name, (engine_images or {}).get(engine))
     return list(dict.fromkeys(faults))  # two models with one engine lack the same image
+
+
+def _image_faults(engine: str, locked: dict, name: str, wanted: str | None) -> Iterator[Fault]:
+    """An image that was named anew, and is still locked as it was."""
+    asked = locked.get("asked")
+    if wanted is not None and asked is not None and wanted != asked:
+        what = f"the image of '{engine}' was locked from {show(asked)}, and llm_fleet_engine_images now says {show(wanted)}"
+        yield Fault(what, f"{name}: images.{engine}", LOCK_AGAIN)
 
 
 def exact_versions(models: Iterable[dict], lock: dict[str, Any]) -> list[dict]:

@@ -85,6 +85,14 @@ options:
       - Empty if there is none.
     type: str
     default: ""
+  engine_images:
+    description: The engines' images as the operator names them, by engine. One that was locked from another name is a fault.
+    type: dict
+    default: {}
+  allow_empty_catalog:
+    description: Whether a fleet that serves models may be planned without any.
+    type: bool
+    default: false
   strict:
     description: Fail when there is a fault; otherwise return the faults, and the plan that was last applied.
     type: bool
@@ -221,6 +229,8 @@ class FleetPlanner:
         """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
         models, clients, lock = self.check_written()
         current = self.check_hosts()
+        if not self.params["models"] and current and current["models"] and not self.params["allow_empty_catalog"]:
+            self.note([_empty_catalog(current)])
         frozen = not self.gateways <= self.asked | set(self.params["gateways_out"])
         if frozen and current is None:
             self.note([_no_plan_to_keep(self.gateways - self.asked)])
@@ -287,7 +297,7 @@ class FleetPlanner:
         lock, faults = parse_lockfile(text, str(path))
         self.note(faults)
         if not faults:
-            self.note(check_locked(models, lock, path.name, self.params["profiles"]))
+            self.note(check_locked(models, lock, path.name, self.params["profiles"], self.params["engine_images"]))
         return lock
 
     def check_hosts(self) -> dict | None:
@@ -357,6 +367,16 @@ class FleetPlanner:
         ]
 
 
+def _empty_catalog(current: dict) -> Fault:
+    """A catalog that is not where Ansible looks for it is as empty as one that somebody emptied."""
+    return Fault(
+        f"the catalog is empty, and the fleet serves {', '.join(sorted(current['models']))}",
+        "llm_fleet_models",
+        "write it where this inventory reads it, for instance group_vars/all.yml beside hosts.yml;"
+        " to take every model away, run with -e llm_fleet_allow_empty_catalog=true",
+    )
+
+
 def _no_plan_to_keep(missing: set[str]) -> Fault:
     return Fault(
         f"this run leaves out {', '.join(sorted(missing))}, and no plan was ever applied that it could keep",
@@ -384,6 +404,8 @@ def main() -> None:
             "port_range": {"type": "list", "elements": "int", "default": [20000, 29999]},
             "disk_reserve": {"type": "int", "default": 1024**3},
             "store": {"type": "str", "default": ""},
+            "engine_images": {"type": "dict", "default": {}},
+            "allow_empty_catalog": {"type": "bool", "default": False},
             "strict": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

@@ -217,7 +217,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_bytes import Digests
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes import Use
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import Lock, Locker
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import Lock, Locker, unknown_engines
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.masking import Mask
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.preflight import check_paths
@@ -247,6 +247,7 @@ class ModelLock:
         params = self.params
         models = self._models()
         images = map_of(WORD, IMAGE)(params["engine_images"], "llm_fleet_engine_images", self.faults)
+        self.faults += unknown_engines(images or {}, params["profiles"])
         current = {}
         if params["current"].strip():
             current, faults = parse_lockfile(params["current"], params["current_name"])

@@ -51,15 +51,13 @@ def plan(run_module, tmp_path):
         model = {"name": "tiny", "version": version, "versions": SOURCES, "engine": "llamacpp"}
         return run_module(
             "fleet_plan",
-            models=[model],
             clients=[],
             profiles=read_profiles([BUILT_IN])[0],
             ca_dir=str(tmp_path),
             gateways=["gw1"],
             nodes=["gpu1"],
             asked=["gw1", "gpu1"],
-            hosts=HOSTS,
-            **{"lockfile": str(tmp_path / "models.lock.yml"), **arguments},
+            **{"models": [model], "hosts": HOSTS, "lockfile": str(tmp_path / "models.lock.yml"), **arguments},
         )
 
     return run
@@ -109,3 +107,19 @@ def test_a_file_changed_by_hand_is_named_with_its_line(plan):
 def test_what_is_wrong_may_also_be_returned(plan):
     result = plan("9.9.9", locked(), strict=False)
     assert not result.get("failed") and result["faults"] and result["plan"]["instances"] == []
+
+
+def test_a_catalog_that_is_gone_does_not_empty_the_fleet(plan):
+    served = plan("1.0.0", locked())["plan"]
+    hosts = [{**host, "plan": served} for host in HOSTS]
+    refused = plan("1.0.0", locked(), models=[], hosts=hosts)
+    assert refused["failed"] and [fault["where"] for fault in refused["faults"]] == ["llm_fleet_models"]
+    assert "tiny" in refused["faults"][0]["what"]
+    assert not plan("1.0.0", locked(), models=[], hosts=hosts, allow_empty_catalog=True).get("failed")
+
+
+def test_an_image_that_was_named_anew_has_to_be_locked(plan):
+    text = locked().replace(f'digest: "sha256:{"a" * 64}"', f'digest: "sha256:{"a" * 64}", asked: "registry.example/llamacpp:1"')
+    assert not plan("1.0.0", text, engine_images={"llamacpp": "registry.example/llamacpp:1"}).get("failed")
+    refused = plan("1.0.0", text, engine_images={"llamacpp": "registry.example/llamacpp:2"})
+    assert "images.llamacpp" in refused["faults"][0]["where"]

@@ -91,6 +91,7 @@ def test_empty_settings_are_masked_nowhere(run, tmp_path):
         {"sources": "no json"},
         {"sources": '{"hf": {"token": "geheim"}}'},
         {"engine_images": {"llamacpp": ["a"]}},
+        {"engine_images": {"llamacp": "registry.example/llamacpp:1"}},
         {"store": "relative"},
     ],
 )

@@ -83,15 +83,20 @@ def test_a_large_body_that_begins_with_the_model_passes(gateway, tokens):
 
 def test_429_beyond_a_clients_own_limit(gateway, tokens):
     """`bob` may have two requests at once."""
-    streams = [gateway.stream(tokens["bob"], max_tokens=700) for _ in range(2)]
-    for stream in streams:
-        next(stream)
-    answer = gateway.chat(tokens["bob"])
+    # The tiny model is quick: on a busy machine a stream may end before the third request is there.
+    for _attempt in range(10):
+        streams = [gateway.stream(tokens["bob"], max_tokens=900) for _ in range(2)]
+        for stream in streams:
+            next(stream)
+        answer = gateway.chat(tokens["bob"])
+        other = gateway.chat(tokens["alice"])
+        for stream in streams:
+            assert list(stream)[-1][1] == "[DONE]"
+        if answer.status != 200:
+            break
     refused(answer, 429)
     assert int(answer.headers["retry-after"]) >= 1
-    assert gateway.chat(tokens["alice"]).status == 200, "others are not concerned"
-    for stream in streams:
-        assert list(stream)[-1][1] == "[DONE]"
+    assert other.status == 200, "others are not concerned"
     assert gateway.chat(tokens["bob"]).status == 200
 
 

@@ -259,7 +259,9 @@ def test_a_killed_node_goes_on_where_it_stopped(operator, outside, stores, fleet
 
 @pytest.mark.long
 @pytest.mark.parametrize("kill", ["nginx", "host"])
-def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(operator, outside, stores, fleet, bare, underway, wait_until, kill):
+def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(
+    operator, outside, stores, fleet, bare, underway, wait_until, kill, tmp_path
+):
     seed = {"nginx": 210, "host": 211}[kill]
     models = [model(f"depot-{kill}", outside.web(outside.large(seed), f"stage/depot-{kill}.gguf"))]
     operator.lock(models)
@@ -267,7 +269,9 @@ def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(operator, outside, stor
     # Its own download is what ends with the host; that of a node is what ends with its server.
     host = {"nginx": "gpu1", "host": "depot1"}[kill]
     before = outside.fetched(f"/stage/depot-{kill}.gguf", by="depot1")
-    run, output = underway(models, host, sha256)
+    # As if it had been locked by somebody else: the depot has to ask the source.
+    elsewhere = ("-e", f"llm_fleet_store_dir={tmp_path}")
+    run, output = underway(models, host, sha256, *elsewhere)
     arrived = stores.arrived(host, sha256)
     if kill == "nginx":
         # Masked: the unit would start it again.
@@ -281,7 +285,7 @@ def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(operator, outside, stor
         subprocess.run(["docker", "kill", fleet.container("depot1")], check=True, capture_output=True)
         assert run.wait(timeout=240) != 0
         restart(fleet, wait_until, "depot1", "llm-fleet-depot")
-    operator.stage(models)
+    operator.stage(models, *elsewhere)
     assert stores.trees("gpu1")[f"depot-{kill}/1.0.0/depot-{kill}.gguf"] == sha256
     if kill == "nginx":
         assert first_byte(stores.served(sha256, "gpu1", began)[-1]) >= arrived

@@ -95,6 +95,13 @@ def parse_sources(text: str | None) -> dict | None:
     return clean
 
 
+def read_sources(module: Any) -> dict | None:
+    """The settings of sources that a module was given; their secrets appear in none of its output from here on."""
+    sources = parse_sources(module.params["sources"])
+    module.no_log_values.update(secrets_of(sources))
+    return sources
+
+
 def secrets_of(all_settings: Mapping[str, Any] | None) -> list[str]:
     """The values that no output may show."""
     return all_secrets(all_settings or {})

@@ -20,23 +20,6 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_users i
 Key = tuple[int, int]  # device and inode
 ATTEMPTS = 5
 
-# What modules take as `known` or `keep`.
-KNOWN = {
-    "model": {"type": "str", "required": True},
-    "version": {"type": "str", "required": True},
-    "files": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {
-            "path": {"type": "str", "required": True},
-            "size": {"type": "int", "required": True},
-            "sha256": {"type": "str", "required": True},
-        },
-    },
-    "reasons": {"type": "list", "elements": "str", "default": []},
-}
-
 
 @dataclass(frozen=True)
 class Known:

@@ -29,96 +29,15 @@ options:
     type: str
     choices: [present, absent, verified]
     default: present
-  store:
-    description: Directory of the store. All of it has to be on one file system.
-    type: path
-    default: /var/lib/llm_fleet/store
-  model:
-    description: Name of the model.
-    type: str
-    required: true
-  version:
-    description: Version of the model.
-    type: str
-    required: true
-  source:
-    description: The pinned source, as the lockfile has it. Needed with O(sources) only.
-    type: str
-    default: ""
   files:
     description: The files as the lockfile names them. Required unless O(state=absent).
-    type: list
-    elements: dict
     default: []
-    suboptions:
-      path:
-        description: Path of the file in the tree, relative and without C(..).
-        type: str
-        required: true
-      size:
-        description: Size in bytes.
-        type: int
-        required: true
-      sha256:
-        description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
-        type: str
-        required: true
-      from:
-        description: Path of the file at the source, where it differs.
-        type: str
-      content:
-        description: All of the file, where the lockfile holds it. Such a file is not fetched.
-        type: str
-  suppliers:
-    description: "Addresses of hosts that serve contents at C(<address>/blobs/sha256/<digest>), for example a depot."
-    type: list
-    elements: str
-    default: []
-  sources:
-    description:
-      - How sources are asked, the variable C(llm_fleet_sources) as JSON. Give V({}) to ask sources without any settings;
-        without this option, sources are not asked at all.
-      - Its secrets appear in no output.
-    type: str
-  client_cert:
-    description: File on the host with the certificate to show to suppliers (PEM).
-    type: path
-  client_key:
-    description: File on the host with the key of O(client_cert) (PEM).
-    type: path
-  ca_path:
-    description: File on the host with the CA certificates that suppliers are checked with (PEM). The host's own ones if not set.
-    type: path
-  bandwidth:
-    description: Bytes a second that may be fetched, all together. V(0) sets no limit.
-    type: int
-    default: 0
   link:
     description: Whether there is a tree, for V(present) and V(verified). A host that only hands contents on needs none.
-    type: bool
-    default: true
-  owner:
-    description: User that owns files and directories. The user who runs the module if not set.
-    type: str
-  group:
-    description: Group that may read files and directories. Left as it is if not set.
-    type: str
-  timeout:
-    description: Seconds that a supplier may stay silent before the attempt counts as failed. Sources have their own setting.
-    type: int
-    default: 30
-  retries:
-    description: How many attempts in a row may fail at one supplier without a byte before it is given up.
-    type: int
-    default: 5
-  lock_timeout:
-    description: Seconds to wait for another run on the same store that comes no further.
-    type: int
-    default: 3600
-  reserve:
-    description: Bytes that have to stay free on the file system of the store.
-    type: int
-    default: 1073741824
+extends_documentation_fragment:
+  - localfirst.llm_fleet.store
+  - localfirst.llm_fleet.store.version
+  - localfirst.llm_fleet.store.transfer
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 attributes:
@@ -234,7 +153,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetc
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import Survey
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, parse_sources, secrets_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, read_sources
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import STORE, TRANSFER, VERSION, answer
 
 
 class ModelArtifact:
@@ -301,48 +221,13 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {"type": "str", "choices": ["present", "absent", "verified"], "default": "present"},
-            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
-            "model": {"type": "str", "required": True},
-            "version": {"type": "str", "required": True},
-            "source": {"type": "str", "default": ""},
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "str", "required": True},
-                    "size": {"type": "int", "required": True},
-                    "sha256": {"type": "str", "required": True},
-                    "from": {"type": "str"},
-                    "content": {"type": "str"},
-                },
-            },
-            "suppliers": {"type": "list", "elements": "str", "default": []},
-            "sources": {"type": "str", "no_log": True},
-            "client_cert": {"type": "path"},
-            "client_key": {"type": "path", "no_log": False},
-            "ca_path": {"type": "path"},
-            "bandwidth": {"type": "int", "default": 0},
-            "link": {"type": "bool", "default": True},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "timeout": {"type": "int", "default": 30},
-            "retries": {"type": "int", "default": 5},
-            "lock_timeout": {"type": "int", "default": 3600},
-            "reserve": {"type": "int", "default": 1024**3},
+            **STORE,
+            **VERSION,
+            **TRANSFER,
         },
         supports_check_mode=True,
     )
-    try:
-        sources = parse_sources(module.params["sources"])
-        module.no_log_values.update(secrets_of(sources))
-        result = ModelArtifact(module.params, sources, module.check_mode).run()
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict(), **error.details)
-    except OSError as error:
-        error = ArtifactError.from_os_error(error, module.params["store"])
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: ModelArtifact(module.params, read_sources(module), module.check_mode).run())
 
 
 if __name__ == "__main__":

@@ -16,51 +16,17 @@ description:
 options:
   store:
     description: Directory of the store. Where there is none, nothing is found.
-    type: path
-    default: /var/lib/llm_fleet/store
   known:
     description:
       - Model versions that the fleet knows, as the filter P(localfirst.llm_fleet.known_artifacts#filter) tells them.
       - A version without a tree, as depots have them, is found only if it is among these.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      model:
-        description: Name of the model.
-        type: str
-        required: true
-      version:
-        description: Version of the model.
-        type: str
-        required: true
-      files:
-        description: Its files as the lockfile names them.
-        type: list
-        elements: dict
-        default: []
-        suboptions:
-          path:
-            description: Path of the file in the tree.
-            type: str
-            required: true
-          size:
-            description: Size in bytes.
-            type: int
-            required: true
-          sha256:
-            description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
-            type: str
-            required: true
-      reasons:
-        description: What it is known as, for example V(current) or V(locked).
-        type: list
-        elements: str
-        default: []
   containers:
     description: Whether to ask Docker which instances use what. Without Docker on the host, none does.
     type: bool
     default: true
+extends_documentation_fragment:
+  - localfirst.llm_fleet.store
+  - localfirst.llm_fleet.store.known
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 seealso:
@@ -178,32 +144,30 @@ unfinished:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import KNOWN, Known, Report
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import KNOWN, STORE, answer
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import Known, Report
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_users import containers, docker_of
+
+
+def report(module: AnsibleModule) -> dict:
+    """What the store holds."""
+    params = module.params
+    known = [Known.parse(entry) for entry in params["known"]]
+    used_by = containers(docker_of(module)) if params["containers"] else []
+    return {"changed": False, **Report(Store(params["store"]), known, used_by).as_dict()}
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
-            "known": {"type": "list", "elements": "dict", "default": [], "options": KNOWN},
+            **STORE,
+            "known": {**KNOWN, "default": []},
             "containers": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
     )
-    params = module.params
-    try:
-        known = [Known.parse(entry) for entry in params["known"]]
-        used_by = containers(docker_of(module)) if params["containers"] else []
-        result = Report(Store(params["store"]), known, used_by).as_dict()
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        error = ArtifactError.from_os_error(error, params["store"])
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    module.exit_json(changed=False, **result)
+    answer(module, lambda: report(module))
 
 
 if __name__ == "__main__":

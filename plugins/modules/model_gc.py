@@ -19,47 +19,10 @@ description:
 options:
   store:
     description: Directory of the store. Where there is none, there is nothing to do.
-    type: path
-    default: /var/lib/llm_fleet/store
   keep:
     description:
       - Model versions to keep, as the filter P(localfirst.llm_fleet.known_artifacts#filter) tells them. It may not be empty.
       - With their files, contents are kept also where there is no tree, as on a depot.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      model:
-        description: Name of the model.
-        type: str
-        required: true
-      version:
-        description: Version of the model.
-        type: str
-        required: true
-      files:
-        description: Its files as the lockfile names them.
-        type: list
-        elements: dict
-        default: []
-        suboptions:
-          path:
-            description: Path of the file in the tree.
-            type: str
-            required: true
-          size:
-            description: Size in bytes.
-            type: int
-            required: true
-          sha256:
-            description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
-            type: str
-            required: true
-      reasons:
-        description: Why it is kept, for people to read.
-        type: list
-        elements: str
-        default: []
   containers:
     description: Whether to ask Docker what is in use. Turn it off only on a host that runs no engine.
     type: bool
@@ -74,6 +37,9 @@ options:
     description: Seconds to wait for another run on the same store.
     type: int
     default: 60
+extends_documentation_fragment:
+  - localfirst.llm_fleet.store
+  - localfirst.llm_fleet.store.keep
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 seealso:
@@ -156,8 +122,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import KNOWN, STORE, answer
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_gc import GRACE, Collector
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import KNOWN, Known
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import Known
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_users import containers, docker_of
 
 
@@ -181,22 +148,15 @@ def collect(module: AnsibleModule) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
-            "keep": {"type": "list", "elements": "dict", "required": True, "options": KNOWN},
+            **STORE,
+            "keep": {**KNOWN, "required": True},
             "containers": {"type": "bool", "default": True},
             "grace": {"type": "int", "default": GRACE},
             "lock_timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
-    try:
-        result = collect(module)
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        error = ArtifactError.from_os_error(error, module.params["store"])
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: collect(module))
 
 
 if __name__ == "__main__":

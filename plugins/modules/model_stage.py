@@ -19,113 +19,15 @@ description:
     one store share the work. What a run fetches, the others wait for.
   - Made for C(async) with C(poll=0). While it runs, M(localfirst.llm_fleet.model_stage_info) tells how far it is.
 options:
-  store:
-    description: Directory of the store. All of it has to be on one file system.
-    type: path
-    default: /var/lib/llm_fleet/store
-  artifacts:
-    description: The model versions to bring, with their files as the lockfile names them.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      model:
-        description: Name of the model.
-        type: str
-        required: true
-      version:
-        description: Version of the model.
-        type: str
-        required: true
-      source:
-        description: The pinned source, as the lockfile has it. Needed with O(sources) only.
-        type: str
-        default: ""
-      files:
-        description: The files of the version.
-        type: list
-        elements: dict
-        required: true
-        suboptions:
-          path:
-            description: Path of the file in the tree, relative and without C(..).
-            type: str
-            required: true
-          size:
-            description: Size in bytes.
-            type: int
-            required: true
-          sha256:
-            description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
-            type: str
-            required: true
-          from:
-            description: Path of the file at the source, where it differs.
-            type: str
-          content:
-            description: All of the file, where the lockfile holds it. Such a file is not fetched.
-            type: str
-      format:
-        description: Format of the files. Not used here; it is accepted so that an entry of the lockfile can be given as it is.
-        type: str
-      size:
-        description: Size of all files in bytes. Not used here.
-        type: int
-  suppliers:
-    description: "Addresses of hosts that serve contents at C(<address>/blobs/sha256/<digest>), for example a depot."
-    type: list
-    elements: str
-    default: []
-  sources:
-    description:
-      - How sources are asked, the variable C(llm_fleet_sources) as JSON. Give V({}) to ask sources without any settings;
-        without this option, sources are not asked at all.
-      - Its secrets appear in no output.
-    type: str
-  client_cert:
-    description: File on the host with the certificate to show to suppliers (PEM).
-    type: path
-  client_key:
-    description: File on the host with the key of O(client_cert) (PEM).
-    type: path
-  ca_path:
-    description: File on the host with the CA certificates that suppliers are checked with (PEM). The host's own ones if not set.
-    type: path
-  bandwidth:
-    description: Bytes a second that may be fetched, all together. V(0) sets no limit.
-    type: int
-    default: 0
-  link:
-    description: Whether to link a tree for each version. A host that only hands contents on needs none.
-    type: bool
-    default: true
   run:
     description:
       - A name for this run, letters, digits, V(-) and V(_). With it M(localfirst.llm_fleet.model_stage_info) tells this
         run's progress from that of others, and from that of an earlier one while this one has not begun.
     type: str
-  owner:
-    description: User that owns files and directories. The user who runs the module if not set.
-    type: str
-  group:
-    description: Group that may read files and directories. Left as it is if not set.
-    type: str
-  reserve:
-    description: Bytes that have to stay free on the file system of the store.
-    type: int
-    default: 1073741824
-  lock_timeout:
-    description: Seconds to wait for another run on the same store that comes no further.
-    type: int
-    default: 3600
-  timeout:
-    description: Seconds that a supplier may stay silent before the attempt counts as failed. Sources have their own setting.
-    type: int
-    default: 30
-  retries:
-    description: How many attempts in a row may fail at one supplier without a byte before it is given up.
-    type: int
-    default: 5
+extends_documentation_fragment:
+  - localfirst.llm_fleet.store
+  - localfirst.llm_fleet.store.artifacts
+  - localfirst.llm_fleet.store.transfer
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 seealso:
@@ -243,21 +145,9 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, parse_sources, secrets_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, read_sources
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress import RUN, Progress
-
-FILES = {
-    "type": "list",
-    "elements": "dict",
-    "required": True,
-    "options": {
-        "path": {"type": "str", "required": True},
-        "size": {"type": "int", "required": True},
-        "sha256": {"type": "str", "required": True},
-        "from": {"type": "str"},
-        "content": {"type": "str"},
-    },
-}
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import ARTIFACTS, STORE, TRANSFER, answer
 
 
 class ModelStage:
@@ -313,47 +203,14 @@ class ModelStage:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
-            "artifacts": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "model": {"type": "str", "required": True},
-                    "version": {"type": "str", "required": True},
-                    "source": {"type": "str", "default": ""},
-                    "files": FILES,
-                    "format": {"type": "str"},
-                    "size": {"type": "int"},
-                },
-            },
-            "suppliers": {"type": "list", "elements": "str", "default": []},
-            "sources": {"type": "str", "no_log": True},
-            "client_cert": {"type": "path"},
-            "client_key": {"type": "path", "no_log": False},
-            "ca_path": {"type": "path"},
-            "bandwidth": {"type": "int", "default": 0},
-            "link": {"type": "bool", "default": True},
+            **STORE,
+            **ARTIFACTS,
+            **TRANSFER,
             "run": {"type": "str"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "reserve": {"type": "int", "default": 1024**3},
-            "lock_timeout": {"type": "int", "default": 3600},
-            "timeout": {"type": "int", "default": 30},
-            "retries": {"type": "int", "default": 5},
         },
         supports_check_mode=True,
     )
-    try:
-        sources = parse_sources(module.params["sources"])
-        module.no_log_values.update(secrets_of(sources))
-        result = ModelStage(module.params, sources, module.check_mode).run()
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict(), **error.details)
-    except OSError as error:
-        error = ArtifactError.from_os_error(error, module.params["store"])
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: ModelStage(module.params, read_sources(module), module.check_mode).run())
 
 
 if __name__ == "__main__":

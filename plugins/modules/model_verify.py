@@ -17,47 +17,10 @@ description:
 options:
   store:
     description: Directory of the store. Where there is none, there is nothing to read.
-    type: path
-    default: /var/lib/llm_fleet/store
   known:
     description:
       - Model versions that the fleet knows, as the filter P(localfirst.llm_fleet.known_artifacts#filter) tells them.
       - They give names to contents that no tree has, and tell which files of a tree are missing.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      model:
-        description: Name of the model.
-        type: str
-        required: true
-      version:
-        description: Version of the model.
-        type: str
-        required: true
-      files:
-        description: Its files as the lockfile names them.
-        type: list
-        elements: dict
-        default: []
-        suboptions:
-          path:
-            description: Path of the file in the tree.
-            type: str
-            required: true
-          size:
-            description: Size in bytes.
-            type: int
-            required: true
-          sha256:
-            description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
-            type: str
-            required: true
-      reasons:
-        description: What it is known as. It plays no part here.
-        type: list
-        elements: str
-        default: []
   run:
     description: A name for this run, by which M(localfirst.llm_fleet.model_stage_info) tells how far it is.
     type: str
@@ -65,6 +28,9 @@ options:
     description: Seconds to wait for another run on the same store, where a damaged content is set aside.
     type: int
     default: 60
+extends_documentation_fragment:
+  - localfirst.llm_fleet.store
+  - localfirst.llm_fleet.store.known
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 seealso:
@@ -155,7 +121,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress import RUN, Progress
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import KNOWN, Known
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import KNOWN, STORE, answer
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import Known
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_verify import Verification
 
 
@@ -178,21 +145,14 @@ def verify(params: dict, check_mode: bool) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "store": {"type": "path", "default": "/var/lib/llm_fleet/store"},
-            "known": {"type": "list", "elements": "dict", "default": [], "options": KNOWN},
+            **STORE,
+            "known": {**KNOWN, "default": []},
             "run": {"type": "str"},
             "lock_timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
-    try:
-        result = verify(module.params, module.check_mode)
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        error = ArtifactError.from_os_error(error, module.params["store"])
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: verify(module.params, module.check_mode))
 
 
 if __name__ == "__main__":

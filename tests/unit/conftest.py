@@ -1,6 +1,6 @@
 # Copyright (c) localfirst.llm_fleet contributors
 # SPDX-License-Identifier: Apache-2.0
-"""Modules as Ansible runs them: a process of its own, arguments as JSON in, one JSON document out."""
+"""What tests of several modules need: modules as Ansible runs them, and a disk that is soon full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def run_module(tmp_path):
-    """`run_module("host_info", gateway=True)` returns what the module prints; `path` goes before the programs of the system."""
+    """A process of its own, arguments as JSON in, one JSON document out.
+
+    `run_module("host_info", gateway=True)` returns what the module prints; `path` goes before the programs of the system.
+    """
 
     def run(name: str, path: Path | None = None, check_mode: bool = False, diff: bool = False, **arguments) -> dict:
         arguments |= {"_ansible_remote_tmp": str(tmp_path), "_ansible_check_mode": check_mode, "_ansible_diff": diff}
@@ -34,3 +37,15 @@ def run_module(tmp_path):
         return json.loads(done.stdout)
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MiB, where it may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -4,10 +4,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_gc import Collector
@@ -17,16 +13,7 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.support import staging_
 
 
 class Workers(staging_worker.Workers):
-    """The waiting process, as the test sees it."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            text=True,
-        )
+    """The waiting process, as the test sees it: it forks those of this file."""
 
 
 staged = staging_worker.work

@@ -83,20 +83,6 @@ def host(server, tmp_path):
     return Host(server, tmp_path / "store")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MiB, where it may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_it_brings_a_version_and_then_has_nothing_to_do(host):
     result = host.call(_ansible_diff=True)
     assert result["changed"] and result["bytes_moved"] == len(BODY)

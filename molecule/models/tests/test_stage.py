@@ -274,12 +274,12 @@ def test_a_depot_that_goes_away_costs_a_run_and_no_bytes(
     run, output = underway(models, host, sha256, *elsewhere)
     arrived = stores.arrived(host, sha256)
     if kill == "nginx":
-        # Masked: the unit would start it again.
-        fleet.shell("depot1", "systemctl mask --runtime llm-fleet-depot; systemctl kill -s KILL llm-fleet-depot")
+        # Stopped as well: systemd would start it again, and then all of it succeeds.
+        fleet.shell("depot1", "systemctl kill -s KILL llm-fleet-depot; systemctl stop llm-fleet-depot")
         try:
             failed = run.wait(timeout=240) != 0
         finally:
-            fleet.shell("depot1", "systemctl unmask --runtime llm-fleet-depot; systemctl start llm-fleet-depot")
+            fleet.shell("depot1", "systemctl start llm-fleet-depot")
         assert failed and "10.203.1.31" in output.read_text(), output.read_text()[-3000:]
     else:
         subprocess.run(["docker", "kill", fleet.container("depot1")], check=True, capture_output=True)

@@ -84,11 +84,7 @@ class Digests:
             return self._read_local(pinned, file, local)[1] != locked
         if note is None or note["sha256"] != locked or not note["validator"]:
             return False
-        try:
-            with source.web.open(request, _glance(note)) as response:
-                now = _validator(response)
-        except Interrupted as interruption:
-            raise interruption.error from interruption
+        now = _validator_now(source, request, note)
         return bool(now) and now != note["validator"]
 
     def _source(self, pinned: str) -> Source:
@@ -139,12 +135,9 @@ class Digests:
         if large and note is None:
             raise Unread(file)
         if note is not None:
-            try:
-                with source.web.open(request, _glance(note)) as response:
-                    if note["validator"] and _validator(response) == note["validator"]:
-                        return note["size"], note["sha256"]
-            except Interrupted as interruption:
-                raise interruption.error from interruption
+            now = _validator_now(source, request, note)
+            if note["validator"] and now == note["validator"]:
+                return note["size"], note["sha256"]
             if large:
                 raise Unread(file)
         body = source.web.get(request, SMALL).body
@@ -363,9 +356,13 @@ def _stamp(path: Path) -> str:
     return f"{status.st_dev}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
-def _glance(note: dict) -> dict[str, str]:
-    """Headers that ask for the first byte only, to see a file's validator. HEAD would not do: signed URLs are for GET."""
-    return {"Range": "bytes=0-0"} if note["size"] else {}
+def _validator_now(source: Source, request: Request, note: dict) -> str:
+    """A noted file's validator as its source has it now. Asks for the first byte only; HEAD would not do: signed URLs are for GET."""
+    try:
+        with source.web.open(request, {"Range": "bytes=0-0"} if note["size"] else {}) as response:
+            return _validator(response)
+    except Interrupted as interruption:
+        raise interruption.error from interruption
 
 
 def _validator(response: Response) -> str:

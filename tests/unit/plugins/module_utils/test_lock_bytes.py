@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.lock_builders import lock, locked, model
@@ -22,18 +20,6 @@ def server():
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MiB, where it may be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_file_without_a_digest_is_downloaded_once_and_kept(store, server):

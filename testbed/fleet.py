@@ -283,8 +283,9 @@ def up(fleet: Fleet, timeout: float) -> None:
         done = ensure_container(fleet, host)
         if done:
             # What Ansible remembers of a host of this name is not about this one.
-            for facts in (REPO / ".cache" / "facts").glob(f"*_{host.name}"):
-                facts.unlink()
+            for folder in (REPO / ".cache" / "facts", fleet.state / "facts"):
+                for facts in folder.glob(f"*_{host.name}"):
+                    facts.unlink()
             print(f"  {host.name:<14} {host.address:<15} {host.image:<14} {done}", flush=True)
     wait_for_fleet(fleet, timeout)
     print(f"  fleet {fleet.name}: {len(fleet.hosts)} hosts up ({time.monotonic() - begun:.0f} s)", flush=True)
@@ -318,19 +319,21 @@ def down(fleet_name: str | None, state: Path | None) -> None:
     print(f"  {fleet_name or 'all fleets'}: removed {removed}", flush=True)
 
 
-def push_image(fleet: Fleet, image: str) -> str:
-    """Push an image into the registry of the fleet's upstream host. Return its digest there.
+def push_image(fleet: Fleet, image: str, reference: str | None = None) -> str:
+    """Push an image into the registry of the fleet's upstream host, as <its name>:latest or as `reference`. Return its digest there.
 
     LLM_FLEET_IMAGE_OLLAMA=… in the environment puts that image in the place of the one called `ollama`, and so for others.
     """
     name = image.rsplit("/", 1)[-1]
-    image = os.environ.get(f"LLM_FLEET_IMAGE_{name.upper()}") or image
+    image = os.environ.get(f"LLM_FLEET_IMAGE_{name.upper().replace('-', '_')}") or image
     upstream = fleet.upstream()
     published = docker("port", fleet.container(upstream), "5000/tcp", check=False).splitlines()
     if not published:
         raise FleetError(f'host {upstream.name}: publish its registry with testbed_publish: ["127.0.0.1::5000"]')
     # Docker takes a registry on 127.0.0.1 without TLS and without configuration.
-    target = f"127.0.0.1:{published[0].rsplit(':', 1)[1]}/{name}:latest"
+    target = f"127.0.0.1:{published[0].rsplit(':', 1)[1]}/{reference or f'{name}:latest'}"
+    if image.startswith(f"{PREFIX}/") and not docker("image", "inspect", image, check=False):
+        raise FleetError(f"the image {image} is not there; build it with testbed/images.py {name}")
     docker("tag", image, target)
     try:
         output = docker("push", target)

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the testbed's images from the recipes in testbed/images/.
 
-A recipe with `suite` becomes a new root made by mmdebstrap, one with `base` is another image plus packages; that one
-may have packages from PyPI too (`python`). `doubles` names programs of testbed/doubles/ that go to /opt/doubles/.
+A recipe with `suite` becomes a new root made by mmdebstrap, one with `base` is another image and what is added to it:
+packages, and packages from PyPI too (`python`). `doubles` names programs of testbed/doubles/ that go to /opt/doubles/.
 An image carries the hash of its recipe as a label and is built again only when the recipe changed.
 Needs nothing but Python 3.11 and mmdebstrap: images are built while the virtual environment still installs.
 """
@@ -149,17 +149,19 @@ def bootstrap(name: str, recipe: dict, wanted: str) -> str:
 
 
 def derive(name: str, recipe: dict, wanted: str) -> str:
-    """Install packages into a container of the base image and commit it. Return the image's id."""
-    say(name, f"installing {', '.join(recipe['packages'])} on {recipe['base']}")
-    start = [*DOCKER, "run", "-d", "--label", BUILDING, f"{PREFIX}/{recipe['base']}", "sleep", "3600"]
+    """Add to a container of the base image what the recipe says, and commit it. Return the image's id."""
+    say(name, f"adding {', '.join([*recipe.get('packages', ()), *recipe.get('doubles', ())])} to {recipe['base']}")
+    # An engine's image would start the engine; the recipe's own configuration says what the new one starts.
+    start = [*DOCKER, "run", "-d", "--entrypoint=", "--label", BUILDING, f"{PREFIX}/{recipe['base']}", "sleep", "3600"]
     container = run(start, name)
     try:
         execute = [*DOCKER, "exec", "-i", "-e", "DEBIAN_FRONTEND=noninteractive", container, "sh", "-c"]
         # The recipe's own configuration files are there before the package: dpkg keeps them.
         if "overlay" in recipe:
             run([*DOCKER, "cp", f"{RECIPES / recipe['overlay']}/.", f"{container}:/"], name)
-        install = "apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
-        run([*execute, f"apt-get update -q && {install} && apt-get clean"], name)
+        if "packages" in recipe:
+            install = "apt-get install -qy -o Dpkg::Options::=--force-confold " + " ".join(recipe["packages"])
+            run([*execute, f"apt-get update -q && {install} && apt-get clean"], name)
         for path in doubles(name, recipe):
             run([*execute, "mkdir -p /opt/doubles"], name)
             run([*DOCKER, "cp", str(path), f"{container}:/opt/doubles/"], name)

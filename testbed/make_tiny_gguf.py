@@ -13,13 +13,19 @@ and no layer may change it, so the output matrix can use it to keep control and
 byte tokens from being sampled.  An answer is then always words, and always as
 long as max_tokens asks for: a load test sees the lengths that it ordered.
 
+Idle layers compute and add nothing: the same answers as without them, later.
+A broken file has a model's header and garbage after it: no engine loads it.
+
     pip install gguf
     make_tiny_gguf.py tiny.gguf
-    make_tiny_gguf.py --layers 8 --dim 1024 --ffn 2816 slower.gguf
+    make_tiny_gguf.py --idle-layers 60 slower.gguf
+    make_tiny_gguf.py --broken broken.gguf
 """
 
 import argparse
 import string
+import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -34,6 +40,7 @@ CHAT_TEMPLATE = (
 SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 SPACE = "\u2581"  # how SentencePiece writes a space
 BIAS, NEVER = 8.0, -60.0
+GARBAGE = 2**20  # bytes
 
 
 def build_vocab(words: int, rng: np.random.Generator):
@@ -54,11 +61,18 @@ def build_vocab(words: int, rng: np.random.Generator):
     return tuple(zip(*vocab, strict=True))
 
 
+def write_broken(path: str, tensors: int, rng: np.random.Generator) -> None:
+    """A header that promises metadata and tensors, and no such thing."""
+    header = struct.pack("<4sIQQ", b"GGUF", gguf.GGUF_VERSION, tensors, 24)
+    Path(path).write_bytes(header + rng.bytes(GARBAGE))
+
+
 def main() -> None:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("output")
     cli.add_argument("--name", default="tiny-random-llama")
     cli.add_argument("--layers", type=int, default=4)
+    cli.add_argument("--idle-layers", type=int, default=0, help="more layers, that change no answer")
     cli.add_argument("--dim", type=int, default=256)
     cli.add_argument("--ffn", type=int, default=512)
     cli.add_argument("--heads", type=int, default=4)
@@ -66,11 +80,15 @@ def main() -> None:
     cli.add_argument("--context", type=int, default=4096)
     cli.add_argument("--words", type=int, default=1024)
     cli.add_argument("--seed", type=int, default=0)
+    cli.add_argument("--broken", action="store_true", help="only the header of a model, then garbage")
     a = cli.parse_args()
     if a.dim % a.heads or a.heads % a.kv_heads or a.dim % 32 or a.ffn % 32:
         cli.error("dim must divide by heads and 32, heads by kv-heads, ffn by 32")
 
     rng = np.random.default_rng(a.seed)
+    if a.broken:
+        write_broken(a.output, 3 + 9 * a.layers, rng)
+        return
     tokens, scores, types = build_vocab(a.words, rng)
     head_dim, never = a.dim // a.heads, len(SPECIAL) + 256
 
@@ -80,7 +98,7 @@ def main() -> None:
     w.add_vocab_size(len(tokens))
     w.add_context_length(a.context)
     w.add_embedding_length(a.dim)
-    w.add_block_count(a.layers)
+    w.add_block_count(a.layers + a.idle_layers)
     w.add_feed_forward_length(a.ffn)
     w.add_head_count(a.heads)
     w.add_head_count_kv(a.kv_heads)
@@ -97,7 +115,7 @@ def main() -> None:
     w.add_add_bos_token(False)  # the chat template writes it
     w.add_chat_template(CHAT_TEMPLATE)
 
-    def matrix(name: str, rows: int, cols: int, change=None) -> None:
+    def matrix(name: str, rows: int, cols: int, change=None, rng=rng) -> None:
         data = rng.standard_normal((rows, cols), np.float32) / np.sqrt(cols)
         if change:
             change(data)
@@ -117,18 +135,27 @@ def main() -> None:
         m[:never] = 0
         m[:never, 0] = NEVER
 
+    def keep_all(m):  # an idle layer adds nothing
+        m[:] = 0
+
+    def layer(blk: str, keep, rng) -> None:
+        norm(f"{blk}.attn_norm")
+        matrix(f"{blk}.attn_q", a.dim, a.dim, rng=rng)
+        matrix(f"{blk}.attn_k", head_dim * a.kv_heads, a.dim, rng=rng)
+        matrix(f"{blk}.attn_v", head_dim * a.kv_heads, a.dim, rng=rng)
+        matrix(f"{blk}.attn_output", a.dim, a.dim, keep, rng=rng)
+        norm(f"{blk}.ffn_norm")
+        matrix(f"{blk}.ffn_gate", a.ffn, a.dim, rng=rng)
+        matrix(f"{blk}.ffn_up", a.ffn, a.dim, rng=rng)
+        matrix(f"{blk}.ffn_down", a.dim, a.ffn, keep, rng=rng)
+
     matrix("token_embd", len(tokens), a.dim, set_bias)
     for i in range(a.layers):
-        blk = f"blk.{i}"
-        norm(f"{blk}.attn_norm")
-        matrix(f"{blk}.attn_q", a.dim, a.dim)
-        matrix(f"{blk}.attn_k", head_dim * a.kv_heads, a.dim)
-        matrix(f"{blk}.attn_v", head_dim * a.kv_heads, a.dim)
-        matrix(f"{blk}.attn_output", a.dim, a.dim, keep_bias)
-        norm(f"{blk}.ffn_norm")
-        matrix(f"{blk}.ffn_gate", a.ffn, a.dim)
-        matrix(f"{blk}.ffn_up", a.ffn, a.dim)
-        matrix(f"{blk}.ffn_down", a.dim, a.ffn, keep_bias)
+        layer(f"blk.{i}", keep_bias, rng)
+    # Numbers of their own, or the output matrix would be another one.
+    idle = np.random.default_rng(a.seed + 1)
+    for i in range(a.idle_layers):
+        layer(f"blk.{a.layers + i}", keep_all, idle)
     norm("output_norm")
     matrix("output", len(tokens), a.dim, forbid)
 

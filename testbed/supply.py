@@ -6,10 +6,15 @@
 For each source in the inventory's catalog that is a file here (file://) or on the upstream host's file server (http://) it
 makes a tiny model; and it pushes the images of the catalog's engines to the upstream host's registry. Other sources are
 filled by the tests that use them. What is there already stays as it is.
+
+Two variables of the inventory, both optional, say more:
+  testbed_models          {file name: {option of make_tiny_gguf.py: value}} for files that are no model like any other
+  testbed_engine_images   {name:tag in the registry: image of the testbed} for images that the catalog does not name
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -23,13 +28,24 @@ MAKE_MODEL = Path(__file__).with_name("make_tiny_gguf.py")
 FILES = "/srv/files"
 
 
-def read_catalog(inventory: Path, state: Path) -> list[dict]:
-    """The catalog as the inventory has it; the state directory is the one variable that it may use."""
-    for values in testbed.read_hostvars(inventory).values():
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What the inventory asks for."""
+
+    catalog: list[dict]
+    recipes: dict[str, dict]
+    images: dict[str, str]
+
+
+def read_wanted(hostvars: dict[str, dict], state: Path) -> Wanted:
+    """The variables as the inventory has them; the state directory is the one variable that they may use."""
+    for values in hostvars.values():
         if "llm_fleet_models" in values:
-            text = json.dumps(values["llm_fleet_models"])
-            return json.loads(text.replace("{{ testbed_state_dir }}", str(state)))
-    return []
+            names = ("llm_fleet_models", "testbed_models", "testbed_engine_images")
+            text = json.dumps([values.get(name) for name in names])
+            catalog, recipes, images = json.loads(text.replace("{{ testbed_state_dir }}", str(state)))
+            return Wanted(catalog, recipes or {}, images or {})
+    return Wanted([], {}, {})
 
 
 def seed(name: str) -> int:
@@ -37,17 +53,27 @@ def seed(name: str) -> int:
     return 0 if name == "tiny" else int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
 
 
-def make_model(path: Path) -> None:
-    """Write the model file if it is not there. The same name always gives the same bytes."""
-    if path.exists():
+def options(recipe: dict) -> list[str]:
+    """A recipe as arguments of make_tiny_gguf.py: {idle_layers: 60, broken: true} is --idle-layers=60 --broken."""
+    names = {key: f"--{key.replace('_', '-')}" for key in sorted(recipe)}
+    return [names[key] if recipe[key] is True else f"{names[key]}={recipe[key]}" for key in names if recipe[key] is not False]
+
+
+def make_model(path: Path, recipe: dict) -> None:
+    """Write the model file if it is not there, or was made by another recipe. The same recipe always gives the same bytes."""
+    arguments = options({"seed": seed(path.stem), **recipe})
+    # Which recipe made it lies beside the file.
+    made_by, text = path.with_suffix(".recipe"), f"{' '.join(arguments)}\n"
+    if path.exists() and made_by.exists() and made_by.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    made_by.unlink(missing_ok=True)
     fresh = path.with_suffix(".new")
-    command = [sys.executable, str(MAKE_MODEL), "--seed", str(seed(path.stem)), str(fresh)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    done = subprocess.run([sys.executable, str(MAKE_MODEL), *arguments, str(fresh)], text=True, capture_output=True, check=False)
     if done.returncode:
-        raise testbed.FleetError(f"{MAKE_MODEL.name}: {done.stderr.strip()[-500:]}")
+        raise testbed.FleetError(f"{path.name}: {MAKE_MODEL.name}: {done.stderr.strip()[-500:]}")
     fresh.rename(path)
+    made_by.write_text(text)
     print(f"  model          {path.name}, {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
@@ -61,17 +87,22 @@ def serve_model(fleet: testbed.Fleet, path: Path, served: str) -> None:
         testbed.docker("exec", container, "chmod", "0644", target)
 
 
-def supply(fleet: testbed.Fleet, catalog: list[dict]) -> None:
-    for source in sorted({entry["source"] for model in catalog for entry in model["versions"].values()}):
-        parts = urlsplit(source)
-        if parts.scheme == "file":
-            make_model(Path(parts.path))
-        elif parts.hostname == fleet.upstream().address and parts.scheme == "http":
-            path = fleet.state / "models" / Path(parts.path).name
-            make_model(path)
+def supply(fleet: testbed.Fleet, wanted: Wanted) -> None:
+    sources = [urlsplit(entry["source"]) for model in wanted.catalog for entry in model["versions"].values()]
+    files = [parts for parts in sources if parts.scheme == "file" or (parts.scheme, parts.hostname) == ("http", fleet.upstream().address)]
+    strangers = sorted(set(wanted.recipes) - {Path(parts.path).name for parts in files})
+    if strangers:
+        raise testbed.FleetError(f"testbed_models: the catalog has no source with the file name {', '.join(strangers)}")
+    for parts in sorted(set(files)):
+        name = Path(parts.path).name
+        path = Path(parts.path) if parts.scheme == "file" else fleet.state / "models" / name
+        make_model(path, wanted.recipes.get(name, {}))
+        if parts.scheme == "http":
             serve_model(fleet, path, parts.path)
-    for engine in sorted({model["engine"] for model in catalog}):
+    for engine in sorted({model["engine"] for model in wanted.catalog}):
         testbed.push_image(fleet, f"{testbed.PREFIX}/{engine}")
+    for reference, image in sorted(wanted.images.items()):
+        testbed.push_image(fleet, f"{testbed.PREFIX}/{image}", reference)
 
 
 def main() -> int:
@@ -81,7 +112,7 @@ def main() -> int:
     inventory = args.inventory.resolve()
     try:
         fleet = testbed.read_fleet(inventory)
-        supply(fleet, read_catalog(inventory, fleet.state))
+        supply(fleet, read_wanted(testbed.read_hostvars(inventory), fleet.state))
     except testbed.FleetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ class FilterModule:
             views.host_instances,
             views.gateway_view,
             views.gateway_servers,
+            views.settled_instances,
             views.engine_key,
             views.engine_keys,
             views.status_rows,

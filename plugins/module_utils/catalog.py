@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import semver, source_url, words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import catalog_rollout, semver, source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import settings_check
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
@@ -51,6 +51,7 @@ def check_catalog(
             _choose_engine(model, where, profiles, faults)
             faults += _access_faults(model, where, client_names)
             faults += _placement_faults(model, where, hosts)
+            faults += catalog_rollout.canary_faults(model, where, client_names)
         return model
 
     return _named(models, "llm_fleet_models", check_model, faults), clean_clients, faults
@@ -166,7 +167,9 @@ _MODEL = record({
         }),
         default={},
     ),
-    "smoke": optional(list_of(record({"prompt": required(words.PROSE), "expect": optional(words.PROSE)})), default=[]),
+    "smoke": optional(catalog_rollout.SMOKE, default=[]),
+    "gates": optional(catalog_rollout.GATES, default={}),
+    "rollout": optional(catalog_rollout.ROLLOUT, default={}),
     "intent": optional(_prose_or_none, default=""),
 })
 

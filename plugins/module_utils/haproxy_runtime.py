@@ -13,7 +13,8 @@ import io
 import re
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 # Bits of srv_admin_state: forced by somebody, inherited, or from the configuration.
 MAINT = 0x01 | 0x02 | 0x04 | 0x20
@@ -50,13 +51,26 @@ class HAProxyRuntime:
         except RuntimeFailure:
             return False
 
+    def uptime(self) -> int:
+        """Whole seconds since the current worker started."""
+        found = re.search(r"^Uptime_sec: (\d+)$", self.ask("show info"), re.MULTILINE)
+        if not found:
+            raise RuntimeFailure(f"HAProxy does not say how long it runs on {self.path}")
+        return int(found.group(1))
+
+    def pid(self) -> str:
+        """The process id of the current worker."""
+        found = re.search(r"^Pid: (\d+)$", self.ask("show info"), re.MULTILINE)
+        if not found:
+            raise RuntimeFailure(f"HAProxy does not say its process id on {self.path}")
+        return found.group(1)
+
     def started(self) -> float | None:
         """When the current worker started, in seconds since 1970, at the latest; None where none runs."""
         try:
-            found = re.search(r"^Uptime_sec: (\d+)$", self.ask("show info"), re.MULTILINE)
+            return time.time() - self.uptime()
         except RuntimeFailure:
             return None
-        return time.time() - int(found.group(1)) if found else None
 
     def old_workers(self) -> list[str]:
         """Process ids of workers that only serve what they had before the last reload."""
@@ -65,11 +79,13 @@ class HAProxyRuntime:
         old = self._send(self.master, "show proc").partition("# old workers")[2]
         return re.findall(r"^(\d+)\s+worker\b", old, re.MULTILINE)
 
+    def stat(self, pid: str = "") -> list[dict]:
+        """The rows of `show stat`: frontends (type 0), backends (1) and servers (2)."""
+        return list(csv.DictReader(io.StringIO(self.ask("show stat", pid).lstrip("# "))))
+
     def servers(self, pid: str = "") -> dict[tuple[str, str], dict]:
         """{(backend, server): row of `show stat`}."""
-        text = self.ask("show stat", pid).lstrip("# ")
-        rows = csv.DictReader(io.StringIO(text))
-        return {(row["pxname"], row["svname"]): row for row in rows if row.get("type") == "2"}
+        return {(row["pxname"], row["svname"]): row for row in self.stat(pid) if row.get("type") == "2"}
 
     def states(self) -> dict[tuple[str, str], str]:
         """{(backend, server): ready, drain or maint}, whatever the health check says."""
@@ -80,31 +96,55 @@ class HAProxyRuntime:
     def in_flight(self, servers: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """How many requests each server still has, in all workers. Unknown servers have none."""
         counts = dict.fromkeys(servers, 0)
-        for pid in ["", *self.old_workers()]:
-            rows = self._old(pid) if pid else self.servers()
+        for rows in self._of_all(self.servers).values():
             for key in counts:
                 row = rows.get(key)
                 counts[key] += int(row["scur"] or 0) + int(row["qcur"] or 0) if row else 0
         return counts
 
-    def _old(self, pid: str) -> dict[tuple[str, str], dict]:
-        """The servers of an old worker; none if it has ended meanwhile."""
+    def may_come(self, servers: Iterable[tuple[str, str]], settle: int) -> bool:
+        """Whether an old worker may still bring these servers a request, on a connection that it accepted shortly before the reload."""
+        old = self.old_workers() if self.uptime() < settle else []
+        return any(set(servers) & set(self._of_old(pid, self.servers) or {}) for pid in old)
+
+    def _of_all(self, look: Callable[[str], Any]) -> dict[str, Any]:
+        """{process id: what a look at this worker finds}; "" is the current one.
+
+        It comes first: were the list of old ones made before, a reload in between would hide a worker from both looks.
+        """
+        found = {"": look("")}
+        found.update((pid, self._of_old(pid, look)) for pid in self.old_workers())
+        return {pid: one for pid, one in found.items() if one is not None}
+
+    def _of_old(self, pid: str, look: Callable[[str], Any]) -> Any:
+        """What a look at an old worker finds; None if it has ended meanwhile."""
         try:
-            return self.servers(pid)
+            return look(pid)
         except RuntimeFailure:
             if pid in self.old_workers():
                 raise
-            return {}
+            return None
+
+    def stats(self) -> dict[str, list[dict]]:
+        """{process id: rows of `show stat`} of all workers, the current one under its process id too."""
+        pid = self.pid()
+        rows = self._of_all(self.stat)
+        if self.pid() != pid:  # a reload in between: the rows may be those of either
+            return self.stats()
+        return {old or pid: found for old, found in rows.items()}
+
+    def usable(self, pid: str) -> set[str]:
+        """The backends that have a server for a request in an old worker. Nothing of it has changed since the reload."""
+        rows = self._of_old(pid, self.stat) or []
+        return {row["pxname"] for row in rows if row["type"] == "1" and (int(row["act"] or 0) or int(row["bck"] or 0))}
 
     def set_state(self, server: tuple[str, str], state: str) -> None:
-        """ready, drain or maint; in old workers too, whose connections may still bring a request."""
+        """ready, drain or maint; in old workers too where HAProxy does that. 2.6 answers "Proxy is disabled" there."""
         command = f"set server {'/'.join(server)} state {state}"
         self.tell(command)
-        if state == "ready":
-            return
-        for pid in self.old_workers():
-            if server in self._old(pid):
-                self.ask(command, pid)
+        if state != "ready":
+            for pid in self.old_workers():
+                self._of_old(pid, lambda pid: self.ask(command, pid))
 
     def read_map(self, path: str, pid: str = "") -> dict[str, str] | None:
         """The entries of a map in memory, or None where the running configuration has no such map."""
@@ -114,18 +154,13 @@ class HAProxyRuntime:
         words = (line.split(" ", 2) for line in text.splitlines() if line)
         return {word[1]: word[2] if len(word) > 2 else "" for word in words}
 
+    def maps(self, path: str) -> dict[str, dict[str, str]]:
+        """{process id: entries of a map} of the workers that have it; "" is the current one."""
+        return self._of_all(lambda pid: self.read_map(path, pid))
+
     def outdated(self, path: str, entries: dict[str, str]) -> list[str]:
         """The workers ("" is the current one) that have this map with other entries."""
-        return [pid for pid in ["", *self.old_workers()] if self._read_old(path, pid) not in (None, entries)]
-
-    def _read_old(self, path: str, pid: str) -> dict[str, str] | None:
-        """A map of a worker; None if it has ended meanwhile."""
-        try:
-            return self.read_map(path, pid)
-        except RuntimeFailure:
-            if not pid or pid in self.old_workers():
-                raise
-            return None
+        return [pid for pid, held in self.maps(path).items() if held != entries]
 
     def replace_map(self, path: str, entries: dict[str, str], pid: str = "") -> None:
         """Exchange all entries of a map at once."""

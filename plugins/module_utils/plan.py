@@ -7,7 +7,7 @@ What runs stays where it is: a model or a host that comes moves nothing, and one
 it held.
 
 The plan never changes the release of a model that runs. A wanted release that differs is pending until a
-rollout takes the model there.
+rollout (rollout.py) takes the model there; while one is open, its model stays exactly as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement import Seat, is_wanted, place
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.ports import lease
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import held_releases
 
 __all__ = ["PlanResult", "choose_current", "make_plan"]
 
@@ -32,7 +33,10 @@ NOTHING: dict = {
     "models": {},
     "releases": {},
     "instances": [],
+    "rollouts": {},
 }
+# What only rollouts write into a model's entry.
+OF_ROLLOUTS = ("previous", "rejected", "override")
 
 
 class PlanResult(NamedTuple):
@@ -70,14 +74,15 @@ def make_plan(
     models = {model["name"]: model for model in catalog}
     fleet = {host["name"]: host for host in hosts}
 
-    staying = _staying(before["instances"], models, fleet)
+    rolling = before.get("rollouts", {})
+    staying = _staying(before["instances"], models, fleet, rolling)
     kept = set(map(_where, staying))
     going = [instance for instance in before["instances"] if _where(instance) not in kept]
     strays = _strays(running or {}, before["instances"], fleet)
 
     known = {**before["releases"], **{record["release"]: record for record in releases_wanted.values()}}
     releases = _releases(models, before, known, releases_wanted)
-    placement = place([models[name] for name in releases], hosts, staying, going)
+    placement = place([models[name] for name in releases if name not in rolling], hosts, staying, going)
     ports, portless = _lease_ports(placement.seats, staying, going + strays, before["ports"], port_range)
     new = [
         _instance(seat, releases[seat.model], fleet[seat.host], ports, going)
@@ -87,7 +92,8 @@ def make_plan(
 
     instances = sorted(staying + new, key=_order)
     entries = _entries(models, instances, before["models"], releases, releases_wanted)
-    used = {instance["release"] for instance in instances}
+    ends = {"models": entries, "rollouts": rolling}
+    used = {instance["release"] for instance in instances} | held_releases(ends) & set(known)
     spoken = {entry["engine"] for entry in entries.values()} | {known[release]["engine"] for release in used}
     plan = {
         "format": FORMAT,
@@ -97,6 +103,7 @@ def make_plan(
         "models": entries,
         "releases": {release: known[release] for release in sorted(used)},
         "instances": instances,
+        "rollouts": rolling,
     }
     if plan != current:
         plan["generation"] += 1
@@ -106,12 +113,18 @@ def make_plan(
     actions = changes(before, plan, leaving)
     if frozen:
         return PlanResult(before, [], waiting + [f"not in this run: {action}" for action in actions], [], [])
-    faults = _unlocked(models, releases) + _shared_gpus(hosts)
+    faults = _unlocked(models, releases) + _shared_gpus(hosts) + _cut_short(before, models, fleet)
     faults += placement.faults + _no_ports(portless, port_range)
     return PlanResult(plan, leaving, waiting, actions, faults)
 
 
-def _staying(instances: list, models: dict, fleet: dict) -> list:
+def stray_instances(plan: dict, running: dict, hosts: list) -> list:
+    """Instances that run on a host though the plan has none of that name there, as `leaving` has them."""
+    strays = _strays(running, plan["instances"], {host["name"]: host for host in hosts})
+    return _leaving(plan["instances"], strays, plan["releases"], plan["engines"])
+
+
+def _staying(instances: list, models: dict, fleet: dict, rolling: dict) -> list:
     """The instances that the new plan keeps as they are."""
     staying = []
     sole: dict = {}  # the one replica on a host, the lowest, of a model with `replicas: all`
@@ -119,7 +132,7 @@ def _staying(instances: list, models: dict, fleet: dict) -> list:
         host, model, replica = fleet.get(instance["host"]), models.get(instance["model"]), instance["replica"]
         if host is None:
             continue
-        if not host["reachable"]:
+        if not host["reachable"] or instance["model"] in rolling:
             staying.append(instance)
         elif is_wanted(instance, model) and set(instance["gpus"]) <= set(host["gpus"]):
             if model["replicas"] == "all" and sole.setdefault((model["name"], host["name"]), replica) != replica:
@@ -210,7 +223,10 @@ def _entries(models: dict, instances: list, before: dict, releases: dict, wanted
                 "queue": models[name]["queue"],
                 "replicas": models[name]["replicas"],
             }
-        entries[name] = {**entry, "pending": entry["release"] != entry["wanted_release"]}
+        kept = {key: before[name][key] for key in OF_ROLLOUTS if key in before.get(name, {})}
+        entries[name] = {**entry, **kept, "pending": entry["release"] != entry["wanted_release"]}
+        if not entries[name]["pending"] and kept.get("override"):
+            entries[name]["override"] = None  # git agrees by now
     return entries
 
 
@@ -232,6 +248,19 @@ def _leaving(planned: list, candidates: list, releases: dict, engines: dict) -> 
         if record is not None:
             leaving[-1].update(release_record=record, engine_record=engines[record["engine"]])
     return sorted(leaving, key=_order)
+
+
+def _cut_short(before: dict, models: dict, fleet: dict) -> list:
+    """What a rollout that is open still needs cannot be taken away under it."""
+    faults = []
+    for name, rollout in sorted(before.get("rollouts", {}).items()):
+        fix = f"continue it with rollout.yml -e model={name}, or take it back with rollback.yml -e model={name}, first"
+        if name not in models:
+            what = f"a rollout of {name} to {rollout['to_version']} is open, and the catalog has no {name}"
+            faults.append(Fault(what, f"llm_fleet_models[{name}]", fix))
+        gone = sorted({it["host"] for it in before["instances"] if it["model"] == name} - set(fleet))
+        faults += [Fault(f"a rollout of {name} is open on {host}, which is to leave", f"host {host}", fix) for host in gone]
+    return faults
 
 
 def _unlocked(models: dict, releases: dict) -> list:

@@ -21,10 +21,14 @@ def changes(before: dict, plan: dict, leaving: list) -> list:
 
 def pending(plan: dict, models: dict) -> list:
     """What the catalog wants and this plan does not do."""
-    waiting = [name for name, entry in plan["models"].items() if entry["pending"] and name in models]
+    rolling = plan.get("rollouts", {})
+    waiting = [name for name, entry in plan["models"].items() if entry["pending"] and name in models and name not in rolling]
     sentences = [rollout(name, plan["models"][name]) for name in waiting]
+    sentences += [open_rollout(name, one) for name, one in sorted(rolling.items())]
     for instance in plan["instances"]:
         model, name = models.get(instance["model"]), f"{instance['host']}: {instance['id']}"
+        if instance["model"] in rolling:
+            continue
         if not is_wanted(instance, model):
             sentences.append(f"{name} is no longer wanted, and stays until the host can be reached")
         elif len(instance["gpus"]) != model["gpus"]:
@@ -35,7 +39,23 @@ def pending(plan: dict, models: dict) -> list:
 def rollout(name: str, entry: dict) -> str:
     """A pending rollout. The releases are named too, because settings may change without the version."""
     versions = f"{entry['version']} -> {entry['wanted_version']}"
-    return f"{name}: pending rollout {versions} (release {entry['release']} -> {entry['wanted_release']})"
+    sentence = f"{name}: pending rollout {versions} (release {entry['release']} -> {entry['wanted_release']})"
+    for one in entry.get("rejected") or []:
+        if one["release"] == entry["wanted_release"]:
+            sentence += f"; rejected at {one['at']}: {one['why']}"
+    override = entry.get("override")
+    if override:
+        sentence += f"; {override['who']} chose {override['version']} by hand at {override['at']}"
+    return sentence
+
+
+def open_rollout(name: str, rollout: dict) -> str:
+    """A rollout that has begun and not ended."""
+    versions = f"{rollout['from_version']} -> {rollout['to_version']}"
+    return (
+        f"{name}: rollout {versions} (release {rollout['from']} -> {rollout['to']}) is open since {rollout['started']}, begun by"
+        f" {rollout['who']}: rollout.yml continues it, rollback.yml takes it back"
+    )
 
 
 def _what(instance: dict) -> str:

@@ -16,12 +16,29 @@ CONCURRENT = 16
 
 
 def host_instances(plan: dict, host: str) -> list:
-    """The instances of one host, each with its release under `record`."""
+    """The instances of one host, each with its release under `record` and its `duty`.
+
+    Duty: `serve` (has to run), or in an open rollout `wait` (has to stand ready, the rollout starts it) and `leave` (the
+    rollout stops it). What waits or leaves is nobody else's to start or stop.
+    """
     return [
-        {**instance, "record": plan["releases"][instance["release"]]}
+        {**instance, "record": plan["releases"][instance["release"]], "duty": duty(plan, instance)}
         for instance in plan["instances"]
         if instance["host"] == host
     ]
+
+
+def duty(plan: dict, instance: dict) -> str:
+    """serve, wait or leave: see host_instances."""
+    rollout = plan.get("rollouts", {}).get(instance["model"])
+    if rollout is None:
+        return "serve"
+    return "wait" if instance["release"] == rollout["to"] else "leave"
+
+
+def settled_instances(plan: dict) -> list:
+    """The instances of models of which no rollout is open."""
+    return [instance for instance in plan["instances"] if instance["model"] not in plan.get("rollouts", {})]
 
 
 def engine_key(seed: str, model: str) -> str:
@@ -120,14 +137,15 @@ def _probe(probe: dict, record: dict) -> dict:
 
 
 def _names(plan: dict, served: dict) -> dict:
-    """{name that a client may ask for: backend}: each model, and each of its versions that runs."""
+    """{name that a client may ask for: backend}: each model, and each of its versions and releases that runs."""
     names = {}
     for model, entry in sorted(served.items()):
         names[model] = names[f"{model}@{entry['version']}"] = backend_name(model, entry["release"])
     for instance in plan["instances"]:
         if instance["model"] in served:
-            name = f"{instance['model']}@{instance['version']}"
-            names.setdefault(name, backend_name(instance["model"], instance["release"]))
+            # By its release too: a rollout may change settings and no version.
+            for which in (instance["version"], instance["release"]):
+                names.setdefault(f"{instance['model']}@{which}", backend_name(instance["model"], instance["release"]))
     return dict(sorted(names.items()))
 
 
@@ -149,7 +167,7 @@ def status_rows(plan: dict | None, states: list) -> list:
     rows = []
     for instance in plan["instances"]:
         state = hosts.get(instance["host"], {"reachable": False})
-        rows.append(_row(plan, instance, *_health(instance, state, plan["generation"])))
+        rows.append(_row(plan, instance, *_health(instance, state, plan["generation"], duty(plan, instance))))
     planned = {(instance["id"], instance["host"]) for instance in plan["instances"]}
     for host, state in hosts.items():
         strays = state["instances"] if state["reachable"] else []
@@ -180,11 +198,13 @@ def _row(plan: dict, instance: dict, state: str, drift: str) -> dict:
     }
 
 
-def _health(instance: dict, state: dict, generation: int) -> tuple:
+def _health(instance: dict, state: dict, generation: int, wanted: str) -> tuple:
     """(state, drift) of a planned instance."""
     if not state["reachable"]:
         return "unreachable", ""
     found = next((it for it in state["instances"] if it["id"] == instance["id"]), None)
+    if wanted != "serve" and (found is None or found["state"] in ("created", "exited")):
+        return {"wait": "waiting", "leave": "stopped"}[wanted], ""
     if found is None:
         return "missing", "no container"
     drift = [

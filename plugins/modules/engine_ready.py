@@ -78,38 +78,10 @@ unready:
   sample: {"tiny-1-a": "it stopped 5 times (exit code 1)"}
 """
 
-import json
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_probe import Container, Waiter, make_target
-
-LOG_LINES = "15"
-
-
-class DockerView:
-    """What Docker's command line says of containers."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.docker = module.get_bin_path("docker", required=True)
-
-    def look(self, names: list[str]) -> dict[str, Container]:
-        # It fails for a container that is gone, and still prints the others.
-        _code, output, _errors = self.module.run_command([self.docker, "inspect", "--type", "container", *names])
-        found = {entry["Name"].lstrip("/"): self.container(entry) for entry in json.loads(output or "[]")}
-        return {name: found.get(name, Container("absent")) for name in names}
-
-    @staticmethod
-    def container(entry: dict) -> Container:
-        state = entry["State"]
-        health = (state.get("Health") or {}).get("Status", "none")
-        return Container(state["Status"], health, entry["RestartCount"], state["ExitCode"], state["OOMKilled"])
-
-    def log(self, name: str) -> str:
-        _code, output, errors = self.module.run_command([self.docker, "logs", "--tail", LOG_LINES, name])
-        lines = (output + errors).strip() or "(nothing)"
-        return f"The end of its log (docker logs {name}):\n{lines}"
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.docker_containers import Containers
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_probe import Waiter, make_target
 
 
 def main() -> None:
@@ -127,7 +99,7 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=False, ready=[])
     targets = [make_target(one, interfaces, module.params["keys"], module.params["address"]) for one in instances]
-    docker = DockerView(module)
+    docker = Containers(module)
     unready = Waiter(docker.look).wait(targets, module.params["timeout"])
     ready = [target.id for target in targets if target.id not in unready]
     if unready:

@@ -93,6 +93,57 @@ options:
     description: Whether a fleet that serves models may be planned without any.
     type: bool
     default: false
+  rollout:
+    description:
+      - A rollout to open, or to find open. The plan then changes for this model only; what else the catalog wants waits for C(site.yml).
+      - Without it, no model changes its release.
+    type: dict
+    suboptions:
+      model:
+        description: Name of the model.
+        type: str
+        required: true
+      version:
+        description: Version to go to; by default the one that the catalog wants.
+        type: str
+      strategy:
+        description: In place of the catalog's.
+        type: str
+        choices: [auto, surge, replace]
+      bake:
+        description: How long the canary is watched, such as C(10m), in place of the catalog's.
+        type: str
+      accept_outage:
+        description: Whether the model may be without any replica for as long as its engine loads.
+        type: bool
+        default: false
+      retry_rejected:
+        description: Whether a release may be tried that was rejected.
+        type: bool
+        default: false
+      undo:
+        description: Go back to the release that the model ran before; of an open rollout, to the one that it came from.
+        type: bool
+        default: false
+      who:
+        description: Who asks.
+        type: str
+        required: true
+      why:
+        description: Why, in words.
+        type: str
+        default: ""
+      only:
+        description: Id of the rollout that is meant. Where it is not open any more, nothing is opened.
+        type: str
+      close:
+        description: End the open rollout instead. The new release becomes the model's (V(commit)), or goes (V(abandon)).
+        type: str
+        choices: [commit, abandon]
+      rejected:
+        description: With V(abandon), why the release is not to be tried again. Empty if it may be.
+        type: str
+        default: ""
   strict:
     description: Fail when there is a fault; otherwise return the faults, and the plan that was last applied.
     type: bool
@@ -190,6 +241,14 @@ frozen:
   description: The run does not address every gateway, so the plan stays as it was last applied.
   type: bool
   returned: always
+rollout:
+  description:
+    - The open rollout as its coordinator goes through it. C(batches) have the instances to start (C(new)) and to drain (C(old)),
+      and the C(share) of requests that goes to the new release after each; C(progress) says what has happened already, C(lines)
+      all of it for people.
+    - None where O(rollout) is not given, or the model runs that release already.
+  type: dict
+  returned: always
 status:
   description: What should run and what does, a row for each instance.
   type: list
@@ -197,192 +256,11 @@ status:
   returned: always
 """
 
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight, staging
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import status_rows
-
-
-class FleetPlanner:
-    """Reads the two files on the controller; all the rest is asked of pure functions."""
-
-    def __init__(self, params: dict) -> None:
-        self.params = params
-        self.faults: list[Fault] = []
-        self.gateways = set(params["gateways"])
-        self.answered = {host["name"]: host for host in params["hosts"]}
-        self.asked = set(params["asked"])
-        self.held = {name: dict(host["blobs"]) for name, host in self.answered.items()}
-
-    def note(self, faults: list[Fault]) -> None:
-        self.faults.extend(faults)
-
-    def run(self) -> dict:
-        """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
-        models, clients, lock = self.check_written()
-        current = self.check_hosts()
-        if not self.params["models"] and current and current["models"] and not self.params["allow_empty_catalog"]:
-            self.note([_empty_catalog(current)])
-        frozen = not self.gateways <= self.asked | set(self.params["gateways_out"])
-        if frozen and current is None:
-            self.note([_no_plan_to_keep(self.gateways - self.asked)])
-        # Where nothing can be planned, what was last applied still tells what should run.
-        result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
-        if not self.faults:
-            result = self.plan(exact_versions(models, lock), lock, current, frozen)
-        artifacts = staging.fleet_artifacts(result.plan, lock, self.params["depots"])
-        supply = self.supply(artifacts)
-        self.check_room(artifacts)
-        return {
-            "plan": result.plan,
-            "artifacts": artifacts,
-            "bringing": staging.bringing(artifacts, self.held),
-            "supply": supply,
-            "suppliers": self.suppliers(),
-            "leaving": result.leaving,
-            "actions": result.actions,
-            "pending": result.pending,
-            "clients": clients,
-            "frozen": frozen,
-            "status": status_rows(result.plan, self.states()),
-            "diff": {"before": current or {}, "after": result.plan},
-        }
-
-    def plan(self, models: list[dict], lock: dict, current: dict | None, frozen: bool) -> PlanResult:
-        params = self.params
-        result = make_plan(
-            models,
-            wanted_releases(models, lock, params["profiles"]),
-            engine_interfaces(params["profiles"], {model["engine"] for model in models}),
-            self.node_list(),
-            current,
-            port_range=tuple(params["port_range"]),
-            running={name: host["instances"] for name, host in self.answered.items()},
-            frozen=frozen,
-        )
-        self.note(result.faults)
-        return result
-
-    def check_written(self) -> tuple:
-        """What the operator wrote: paths, groups, catalog, clients, lockfile."""
-        params = self.params
-        self.note(preflight.check_groups(params["gateways"], params["nodes"]))
-        self.note(preflight.check_paths({"llm_fleet_lockfile": params["lockfile"], "llm_fleet_ca_dir": params["ca_dir"]}))
-        self.note(preflight.check_port_range(params["port_range"]))
-        models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
-        self.note(faults)
-        lock = {}
-        if params["lockfile"].startswith("/"):
-            lock = self.read_lockfile(Path(params["lockfile"]), models)
-        return models, clients, lock
-
-    def read_lockfile(self, path: Path, models: list[dict]) -> dict:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            fix = "lock the catalog (ansible-playbook localfirst.llm_fleet.lock), or take the lockfile back from git"
-            self.note([Fault(f"there is no lockfile {path}", "llm_fleet_lockfile", fix)])
-            return {}
-        except (OSError, UnicodeDecodeError) as error:
-            self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", LOCK_AGAIN)])
-            return {}
-        lock, faults = parse_lockfile(text, str(path))
-        self.note(faults)
-        if not faults:
-            self.note(check_locked(models, lock, path.name, self.params["profiles"], self.params["engine_images"]))
-        return lock
-
-    def check_hosts(self) -> dict | None:
-        """What the hosts told; returns the plan that was last applied."""
-        params = self.params
-        self.note(preflight.check_reachable(params["gateways"], params["gateways_out"], self.asked, set(self.answered)))
-        for name, host in sorted(self.answered.items()):
-            self.note(preflight.check_host(host, name in self.gateways, name in params["depots"]))
-        ca = Path(params["ca_dir"]) / "ca.pem"
-        told = [host for _name, host in sorted(self.answered.items())]
-        self.note(preflight.check_ca(told, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
-        current, faults = choose_current(self.states())
-        self.note(faults)
-        return current
-
-    def check_room(self, artifacts: dict) -> None:
-        """What hosts lack has to come from somewhere, and to fit."""
-        lacking = {name: staging.missing(artifacts.get(name, []), held) for name, held in sorted(self.held.items())}
-        if any(lacking.get(name) for name in self.params["nodes"]):
-            self.note(preflight.check_depots(self.params["depots"], self.suppliers()))
-        for name, files in lacking.items():
-            size = sum(file["size"] for file in files.values())
-            self.note(preflight.check_disk(self.answered[name], size, self.params["disk_reserve"]))
-
-    def suppliers(self) -> list[str]:
-        return [name for name in self.params["depots"] if name in self.answered or name not in self.asked]
-
-    def supply(self, artifacts: dict) -> dict:
-        """What hosts have to get from the controller, and which of it are files that lie here."""
-        depots, nodes = self.params["depots"], self.params["nodes"]
-        takers = {name: self.held[name] for name in depots or nodes if name in self.held}
-        wanted = staging.supply(artifacts, takers, here=self.blobs_here() if depots else None)
-        files, faults = local_files(wanted)
-        self.note(faults)
-        return {
-            "artifacts": wanted,
-            # What depots are handed is in the controller's store already.
-            "fetch": [] if depots else [artifact for artifact in wanted if not artifact["source"].startswith(staging.LOCAL)],
-            "files": files,
-            "bytes": sum(artifact["size"] for artifact in wanted),
-            "towards": next((self.answered[name]["address"] for name in takers), ""),
-        }
-
-    def blobs_here(self) -> set[str]:
-        """The digests of what locking left in the controller's store."""
-        blobs = Path(self.params["store"]) / "blobs" / "sha256"
-        return {path.name for path in blobs.iterdir()} if self.params["store"] and blobs.is_dir() else set()
-
-    def node_list(self) -> list[dict]:
-        """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
-        return [
-            {
-                "name": name,
-                "address": self.answered.get(name, {}).get("address", ""),
-                "gpus": self.answered.get(name, {}).get("gpus", []),
-                "reachable": name in self.answered,
-            }
-            for name in self.params["nodes"]
-            if name not in self.params["removed"]
-        ]
-
-    def states(self) -> list[dict]:
-        names = sorted({*self.params["nodes"], *self.gateways})
-        silent = {"plan": None, "plan_error": "", "instances": [], "reachable": False}
-        return [
-            {**silent, **self.answered.get(name, {}), "host": name, "reachable": name in self.answered} for name in names
-        ]
-
-
-def _empty_catalog(current: dict) -> Fault:
-    """A catalog that is not where Ansible looks for it is as empty as one that somebody emptied."""
-    return Fault(
-        f"the catalog is empty, and the fleet serves {', '.join(sorted(current['models']))}",
-        "llm_fleet_models",
-        "write it where this inventory reads it, for instance group_vars/all.yml beside hosts.yml;"
-        " to take every model away, run with -e llm_fleet_allow_empty_catalog=true",
-    )
-
-
-def _no_plan_to_keep(missing: set[str]) -> Fault:
-    return Fault(
-        f"this run leaves out {', '.join(sorted(missing))}, and no plan was ever applied that it could keep",
-        "--limit",
-        "run once without --limit, so that all gateways learn the plan",
-    )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import listing
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fleet_planner import FleetPlanner
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import ASKED
 
 
 def main() -> None:
@@ -406,6 +284,7 @@ def main() -> None:
             "store": {"type": "str", "default": ""},
             "engine_images": {"type": "dict", "default": {}},
             "allow_empty_catalog": {"type": "bool", "default": False},
+            "rollout": {"type": "dict", "options": ASKED},
             "strict": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

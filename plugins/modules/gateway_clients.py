@@ -14,7 +14,17 @@ description:
   - Writes the registry first, then HAProxy's map of tokens, and then exchanges the map in the memory of the running
     HAProxy, old processes after a reload included. A revoked token is refused from then on, without a reload.
   - Without registries it only makes map and memory agree with the gateway's own registry.
+  - With O(actor) it notes in the gateway's audit trail each token that it admits, ends or revokes there, by client and id.
 options:
+  actor:
+    description:
+      - Who does it, as P(localfirst.llm_fleet.actor#lookup) tells it. Without it nothing is noted.
+      - A note that cannot be written is a warning and no error.
+    type: dict
+  audit_file:
+    description: The gateway's audit trail. What is noted is described in M(localfirst.llm_fleet.audit_note).
+    type: path
+    default: /var/log/llm_fleet/audit.jsonl
   registries:
     description: Registries as M(localfirst.llm_fleet.client_token) returns one, or as other gateways have them. They hold no tokens.
     type: list
@@ -54,6 +64,7 @@ EXAMPLES = r"""
 - name: Bring a new registry to a gateway
   localfirst.llm_fleet.gateway_clients:
     registries: ["{{ issued.registry }}"]
+    actor: "{{ lookup('localfirst.llm_fleet.actor') }}"
   become: true
 
 - name: Make HAProxy agree with the registry that is there
@@ -84,7 +95,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry, config_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, audit, client_registry, config_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
     HAProxyRuntime,
     RuntimeFailure,
@@ -102,6 +113,8 @@ class GatewayClients:
         self.map = module.params["map_file"]
         self.runtime = HAProxyRuntime(module.params["socket"], module.params["master_socket"])
         self.actions: list = []
+        self.actor = self.checked(module.params["actor"])
+        self.noted: list = []
 
     def run(self) -> dict:
         text = config_files.read(self.path)
@@ -113,10 +126,12 @@ class GatewayClients:
         wanted = client_registry.merge([current, *given])
         if wanted != current or (given and not text):
             self.do(f"write {self.path} (generation {wanted['generation']})", self.write_registry, wanted)
+            self.noted = token_changes(current, wanted)
         entries = client_registry.map_entries(wanted)
         if config_files.map_entries(config_files.read(self.map)) != entries or not os.path.exists(self.map):
             self.do(f"write {self.map}", config_files.write, self.map, config_files.map_text(entries, COMMENT), 0o600)
         self.commit(entries)
+        self.note("ok")
         return {
             "changed": bool(self.actions),
             "actions": self.actions,
@@ -146,11 +161,24 @@ class GatewayClients:
                 worker = f"old process {pid}" if pid else "HAProxy's memory"
                 self.do(f"exchange the tokens in {worker}", self.runtime.replace_map, self.map, entries, pid)
         except RuntimeFailure as failure:
+            self.note(f"failed: the registry is written, but not in HAProxy's memory: {failure}")
             self.module.fail_json(
                 msg=f"Registry and map are written, but the running HAProxy did not take them over: {failure}. "
                 "Run this again, or reload HAProxy.",
                 actions=self.actions,
             )
+
+    def checked(self, given: dict | None) -> dict | None:
+        try:
+            return actor.checked(given) if given else None
+        except ValueError as error:
+            self.module.fail_json(msg=f"actor: this is nobody: {error}.")
+
+    def note(self, result: str) -> None:
+        for what, client, details in self.noted if self.actor and not self.module.check_mode else []:
+            entry = audit.entry_of(self.actor, what, client, result, details)
+            if warning := audit.note(entry, self.module.params["audit_file"]):
+                self.module.warn(warning)
 
     def do(self, action: str, function, *args) -> None:
         self.actions.append(action)
@@ -163,9 +191,27 @@ class GatewayClients:
         return "".join(f"{row}\n" for row in [f"generation {registry['generation']}", *rows])
 
 
+def token_changes(before: dict, after: dict) -> list:
+    """What one registry in place of another does to each token: (what, client, id and more), never a hash."""
+    old, new = ({entry["sha256"]: entry for entry in registry["tokens"]} for registry in (before, after))
+    changes = []
+    for digest, entry in new.items():
+        if digest not in old:
+            changes.append(("admit token", entry, {"expires": entry["expires"] or "never"}))
+        elif entry["expires"] != old[digest]["expires"]:
+            changes.append(("end token", entry, {"expires": entry["expires"] or "never", "replaced_by": entry.get("replaced_by")}))
+    for digest, entry in old.items():
+        if digest not in new:
+            revoked = digest in after["revoked"]
+            changes.append(("revoke token" if revoked else "forget token", entry, {} if revoked else {"expired": entry["expires"]}))
+    return [(what, entry["client"], {"id": entry["id"], **more}) for what, entry, more in changes]
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
+            "actor": {"type": "dict"},
+            "audit_file": {"type": "path", "default": "/var/log/llm_fleet/audit.jsonl"},
             "registries": {"type": "list", "elements": "dict", "default": []},
             "registry_file": {"type": "path", "default": "/var/lib/llm_fleet/clients.json"},
             "map_file": {"type": "path", "default": "/etc/haproxy/llm_fleet/tokens.map"},

@@ -162,12 +162,13 @@ class GatewayConfig:
         """Let HAProxy load it all from a place aside."""
         with tempfile.TemporaryDirectory(dir=self.module.tmpdir) as aside:
             if self.maps_dir.is_dir():
-                # Also what is not ours to write: HAProxy's map of tokens.
+                # Also what is not ours to write: HAProxy's maps of tokens and routes.
                 for file in self.maps_dir.glob("*.map"):
                     shutil.copy(file, aside)
             for name, text in self.maps.items():
                 config_files.write(Path(aside) / f"{name}.map", text, 0o600)
-            (Path(aside) / "tokens.map").touch()
+            for name in ("tokens.map", "routes.map"):
+                (Path(aside) / name).touch()
             config = Path(aside) / "haproxy.cfg"
             config_files.write(config, self.moved(aside), 0o600)
             done = subprocess.run(

@@ -70,6 +70,16 @@ memory_bytes:
   type: int
   returned: always
   sample: 540431953920
+memory_free:
+  description: Memory that new processes can have without swapping, in bytes.
+  type: int
+  returned: always
+  sample: 498216206336
+gpu_free:
+  description: Free memory of each GPU in bytes, by UUID. A GPU that does not say is left out, for example one in MIG mode.
+  type: dict
+  returned: always
+  sample: {"GPU-4f1b2c3d-0000-0000-0000-000000000000": 84289781760}
 store:
   description: Size and free space, in bytes, of the file system that holds (or will hold) the store.
   type: dict
@@ -118,6 +128,10 @@ clients:
   description: The registry of tokens that a gateway holds (hashes only), or nothing.
   type: dict
   returned: with O(gateway=true)
+routes:
+  description: Which share of a model's requests a gateway sends where, as M(localfirst.llm_fleet.gateway_route) was told, by model.
+  type: dict
+  returned: with O(gateway=true)
 fleet_ca:
   description: PEM text of the CA that has signed the host's certificate; an empty string if there is none.
   type: str
@@ -134,6 +148,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 LABEL = "llm_fleet."
 OS_RELEASE = Path("/etc/os-release")
+MEMINFO = Path("/proc/meminfo")
 GATEWAY_CA = Path("/etc/haproxy/llm_fleet/ca.pem")
 HOST_CA = Path("/etc/llm_fleet/tls/ca.pem")
 
@@ -152,6 +167,8 @@ class HostInfo:
             "clock_skew": self.clock_skew(),
             "controller_clock": self.module.params["controller_clock"],
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "memory_free": self.memory_free(),
+            "gpu_free": self.gpu_free(),
             "store": self.store(),
             "blobs": self.blobs(),
             "docker": self.docker(),
@@ -163,7 +180,26 @@ class HostInfo:
         if self.module.params["gateway"]:
             description["haproxy_version"] = self.haproxy_version()
             description["clients"], _error = self.read_json(self.state_dir / "clients.json")
+            routes, _error = self.read_json(self.state_dir / "routes.json")
+            description["routes"] = (routes or {}).get("routes", {})
         return description
+
+    @staticmethod
+    def memory_free() -> int:
+        """Bytes that a new process can have without swapping, as Linux estimates it (proc_meminfo(5), MemAvailable)."""
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
+
+    def gpu_free(self) -> dict:
+        """Free bytes of each GPU by its UUID; nvidia-smi counts in MiB."""
+        free = {}
+        listed = self.run("nvidia-smi", "--query-gpu=uuid,memory.free", "--format=csv,noheader,nounits") or ""
+        for line in listed.splitlines():
+            uuid, _comma, mebibytes = line.partition(",")
+            # A GPU in MIG mode, or one that is lost, has no number here.
+            if mebibytes.strip().isdigit():
+                free[uuid.strip()] = int(mebibytes) * 2**20
+        return free
 
     def fleet_ca(self) -> str:
         path = GATEWAY_CA if self.module.params["gateway"] else HOST_CA

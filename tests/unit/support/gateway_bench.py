@@ -135,6 +135,8 @@ class Bench:
         self.registry = self.root / "clients.json"
         self.tokens = self.maps / "tokens.map"
         self.tokens.touch()
+        self.routes = self.maps / "routes.map"
+        self.routes.touch()
         tls = self.root / "llm_fleet" / "tls"
         tls.mkdir()
         subject = ["-subj", "/CN=bench", "-addext", "subjectAltName=IP:127.0.0.1"]

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +30,7 @@ class Engine:
         # Requests wait here while it is cleared.
         self.go = threading.Event()
         self.go.set()
-        # What happens to a request: answer, stream, hang up.
+        # What happens to a request: answer, error, hang up, stream, cut (a stream that ends in the middle), reset (one that breaks).
         self.behaviour = "answer"
         self.pause = 0.1
         self.server = _Server(("127.0.0.1", 0), self._handler())
@@ -86,22 +88,34 @@ class Engine:
                     self.reply(401, {"error": "no key"})
                 elif engine.behaviour == "hang up":
                     self.close_connection = True
-                elif engine.behaviour == "stream":
+                elif engine.behaviour == "error":
+                    self.reply(500, {"error": "out of memory"})
+                elif engine.behaviour in ("stream", "cut", "reset"):
                     self.stream()
                 else:
                     self.reply(200, {"model": engine.model, "port": engine.port})
+
+            def leave(self) -> None:
+                self.close_connection = True
+                if engine.behaviour == "reset":
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
 
             def stream(self) -> None:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
-                for number in [*range(20), "[DONE]"]:
+                whole = [*range(20), "[DONE]"]
+                for number in whole if engine.behaviour == "stream" else whole[:4]:
                     event = f"data: {number}\n\n".encode()
                     self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
                     self.wfile.flush()
                     time.sleep(engine.pause)
-                self.wfile.write(b"0\r\n\r\n")
+                if engine.behaviour == "stream":
+                    self.wfile.write(b"0\r\n\r\n")
+                else:
+                    self.leave()
 
             do_PUT = do_DELETE = do_PATCH = do_POST
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog_rollout import ROLLOUT
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import make_plan
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import Opened, Request, open_rollout
 
 ENGINES = {
     "llamacpp": {
@@ -105,3 +107,46 @@ def surged(planned: dict, instance_id: str, version: str, engine: str = "llamacp
         "releases": {**planned["releases"], target["release"]: target},
         "instances": sorted(instances, key=lambda it: (it["model"], it["replica"], it["slot"])),
     }
+
+
+def rollout_settings(**written) -> dict:
+    """What the catalog says of a model's rollouts, with its own defaults."""
+    faults: list = []
+    clean = ROLLOUT(written, "rollout", faults)
+    assert not faults, faults
+    return clean
+
+
+def measured(planned: dict, hosts: list, **other) -> dict:
+    """What a rollout has to know of the nodes; `other` holds for all of them. Without it there is room for nothing but CPU models."""
+    held = {gpu for instance in planned["instances"] for gpu in instance["gpus"]}
+    return {
+        node["name"]: {
+            "reachable": node["reachable"],
+            "memory_free": 0,
+            "gpu_free": {},
+            "gpus_idle": [gpu for gpu in node["gpus"] if gpu not in held],
+            "standing": [],
+            **other,
+        }
+        for node in hosts
+    }
+
+
+def asked(planned: dict, hosts: list, name: str, target: dict | None = None, **other) -> Opened:
+    """What comes of asking for a rollout, by default of version 1.1.0, which git wants too.
+
+    other: `wanted`, the record that git wants; `settings`, the catalog's; `states`, the nodes; and fields of the request.
+    """
+    target = target or record(name, "1.1.0")
+    wanted = other.pop("wanted", target)
+    settings, states = other.pop("settings", rollout_settings()), other.pop("states", measured(planned, hosts))
+    request = Request(**{"id": "r-1", "model": name, "who": "ann on laptop", "started": "2026-01-02T03:04:05Z", **other})
+    return open_rollout(planned, request, target, wanted, ENGINES[target["engine"]], settings, states)
+
+
+def opened(planned: dict, hosts: list, name: str, target: dict | None = None, **other) -> dict:
+    """The plan in which that rollout is open."""
+    result = asked(planned, hosts, name, target, **other)
+    assert not result.faults, result.faults
+    return result.plan

@@ -71,6 +71,23 @@ def test_what_is_written_is_kept():
         queue=0,
         limits={"memory": "8g", "cpus": 2, "pids": 100},
         smoke=[{"prompt": "Say hello", "expect": "hello"}],
+        gates={
+            "path": "/v1/completions",
+            "ttft_p95": 2.0,
+            "tpot_p95": 0.1,
+            "error_rate": 0.0,
+            "slowdown": 1.5,
+            "samples": 5,
+            "concurrency": 1,
+            "max_tokens": 8,
+            "timeout": 30,
+        },
+        rollout={
+            "strategy": "surge",
+            "batches": [1, "50%"],
+            "max_unavailable": 1,
+            "canary": {"share": 10, "clients": [], "bake": 600, "min_requests": 5},
+        },
         intent="answers questions about orders",
     )
     models, _clients, faults = check(copy.deepcopy(written))
@@ -205,7 +222,7 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 KEYS = ["name", "version", "versions", "engine", "settings", "context", "parallel", "replicas", "gpus", "placement"]
-KEYS += ["access", "queue", "limits", "smoke", "intent", "unknown"]
+KEYS += ["access", "queue", "limits", "smoke", "gates", "rollout", "intent", "unknown"]
 
 
 @given(st.data())

@@ -94,7 +94,7 @@ def test_a_model_has_one_backend_with_a_server_for_each_instance():
     [backend] = view["backends"]
     assert (backend["queue"], backend["api_key"]) == (3, True)
     assert {server["maxconn"] for server in backend["servers"]} == {record("tiny")["parallel"]}
-    assert view["models"] == {"tiny": name, "tiny@1.0.0": name}
+    assert view["models"] == {"tiny": name, "tiny@1.0.0": name, f"tiny@{RELEASE}": name}
 
 
 def test_probes_know_the_model():
@@ -119,7 +119,8 @@ def test_two_releases_have_two_backends_and_the_name_without_version_leads_to_th
     planned = surged(plan([model("tiny", 2)], HOSTS).plan, "tiny-0-a", "1.1.0")
     view = gateway_view(planned, [DEMO])
     old, new = f"be_tiny_{RELEASE}", f"be_tiny_{record('tiny', '1.1.0')['release']}"
-    assert view["models"] == {"tiny": old, "tiny@1.0.0": old, "tiny@1.1.0": new}
+    later = record("tiny", "1.1.0")["release"]
+    assert view["models"] == {"tiny": old, "tiny@1.0.0": old, f"tiny@{RELEASE}": old, "tiny@1.1.0": new, f"tiny@{later}": new}
     assert set(servers(view)[old]) == {"tiny-0-a", "tiny-1-a"}
     assert set(servers(view)[new]) == {"tiny-0-b"}
 

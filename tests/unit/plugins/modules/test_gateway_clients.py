@@ -160,3 +160,53 @@ def test_a_damaged_registry_is_an_error_and_not_overwritten(gateway, issued, tex
     assert result["failed"] and str(gateway.bench.registry) in result["msg"]
     assert gateway.bench.registry.read_text() == text
     assert gateway.call({"generation": "x"})["failed"]
+
+
+ANN = {"user": "ann", "job": "17", "host": "ctl", "place": "boot:1", "process": "1:1"}
+
+
+@pytest.fixture
+def trail(tmp_path):
+    """The gateway's audit trail: what is in it."""
+
+    def read() -> list:
+        return [json.loads(line) for line in read.path.read_text().splitlines()] if read.path.exists() else []
+
+    read.path = tmp_path / "log" / "audit.jsonl"
+    return read
+
+
+def test_the_audit_trail_says_who_did_what_to_which_token_and_never_the_token_or_its_hash(gateway, trail):
+    def bring(registry, **more):
+        return gateway.call(registry, actor=ANN, audit_file=str(trail.path), **more)
+
+    issued, first, old = client_registry.issue(client_registry.empty(), "demo", NOW, NOW + timedelta(days=1))
+    assert bring(issued, check_mode=True)["changed"] and trail() == []
+    for _twice in range(2):
+        bring(issued)
+    rotated, second, new = client_registry.rotate(issued, issued["tokens"], NOW, timedelta(hours=1), None)
+    bring(rotated)
+    bring(client_registry.revoke(rotated, [new], NOW))
+    told = [(line["what"], line["on"], line["id"], line["result"]) for line in trail()]
+    admitted, *rotation, gone = told
+    assert admitted == ("admit token", "demo", old["id"], "ok") and gone == ("revoke token", "demo", new["id"], "ok")
+    assert sorted(rotation) == [("admit token", "demo", new["id"], "ok"), ("end token", "demo", old["id"], "ok")]
+    assert {line["who"]["user"] for line in trail()} == {"ann"} and {line["who"]["job"] for line in trail()} == {"17"}
+    text = trail.path.read_text()
+    for secret in (first, second, old["sha256"], new["sha256"]):
+        assert secret not in text
+
+
+def test_a_gateway_that_cannot_note_it_revokes_all_the_same(gateway, issued, trail):
+    registry, first, _second = issued
+    gateway.call(registry)
+    assert trail() == [], "nobody was named"
+    trail.path.parent.write_text("")
+    result = gateway.call(client_registry.revoke(registry, registry["tokens"], NOW), actor=ANN, audit_file=str(trail.path))
+    assert "failed" not in result and str(trail.path) in str(result["warnings"])
+    assert gateway.status(first) == 401
+
+
+def test_nobody_is_an_error_and_changes_nothing(gateway, issued):
+    assert "actor" in gateway.call(issued[0], actor={"user": ""})["msg"]
+    assert not gateway.bench.registry.exists()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import sys
 import threading
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import HAProxyRuntime
+from ansible_collections.localfirst.llm_fleet.plugins.modules.gateway_server import PAUSE
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_bench import (
     HAPROXY,
     ROLE,
@@ -18,7 +22,7 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_bench i
     Served,
     wait_until,
 )
-from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_client import Client, token_line
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_client import CHAT, Client, token_line
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.gateway_engine import Engine
 
 pytestmark = pytest.mark.skipif(not HAPROXY, reason="there is no haproxy here: apt-get install haproxy")
@@ -175,6 +179,109 @@ def test_drain_waits_for_a_process_that_a_reload_left_behind(fleet):
     assert fleet.call("drain", FIRST)["left"] == []
     stream.join(1)
     assert ends == [b"[DONE]\n\n"]
+
+
+def drain_meanwhile(fleet, results: list, **more) -> threading.Thread:
+    thread = threading.Thread(target=lambda: results.append(fleet.call("drain", FIRST, **more)))
+    thread.start()
+    wait_until(lambda: fleet.status(FIRST).startswith("DRAIN"))
+    return thread
+
+
+def test_a_reload_while_a_drain_waits(fleet):
+    fleet.call("ready", FIRST)
+    ends, results = [], []
+    stream = fleet.stream(ends)
+    draining = drain_meanwhile(fleet, results)
+    fleet.reload()
+    assert not ends and not results
+    draining.join()
+    assert ends and results[0]["left"] == [], results
+    stream.join(1)
+    assert ends == [b"[DONE]\n\n"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_restart_while_a_drain_waits(fleet, kept):
+    """What was in flight is lost with the process; the drain is not, even if it was killed before it could be kept on disk."""
+    fleet.call("ready", FIRST)
+    before = fleet.bench.state.read_text()
+    fleet.engines[0].go.clear()
+
+    def ask():
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            fleet.client.chat()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: fleet.engines[0].requests)
+    results: list = []
+    draining = drain_meanwhile(fleet, results)
+    if not kept:
+        wait_until(lambda: fleet.bench.state.read_text() != before)
+        fleet.bench.state.write_text(before)
+    fleet.crash()
+    draining.join()
+    assert not results[0].get("failed") and results[0]["left"] == [], results
+    assert fleet.status(FIRST).startswith("DRAIN") and fleet.client.chat().status == 503
+    fleet.engines[0].go.set()
+    asking.join()
+
+
+def test_a_drain_ends_when_an_old_process_can_bring_no_request_any_more(fleet):
+    """A connection that was opened before the reload, and nothing asked on it: that process does not know of the drain."""
+    fleet.call("ready", FIRST)
+    waiting = fleet.client.open()
+    waiting.connect()
+    fleet.reload()
+    results: list = []
+    draining = drain_meanwhile(fleet, results, settle=60, timeout=30)
+    time.sleep(1)
+    assert not results
+    waiting.request("POST", f"/m/tiny{CHAT}", b"{}", fleet.client.headers())
+    assert waiting.getresponse().read()
+    waiting.close()
+    draining.join()
+    assert results[0]["left"] == [] and len(fleet.engines[0].requests) == 1
+
+
+def test_a_reload_during_a_count_hides_no_request(fleet):
+    fleet.call("ready", FIRST)
+    stream = fleet.stream([])
+    runtime = HAProxyRuntime(str(fleet.bench.socket), str(fleet.bench.master_socket))
+    looks = []
+
+    def look(pid: str = "") -> dict:
+        looks.append(pid)
+        if len(looks) == 1:
+            fleet.reload()
+        return HAProxyRuntime.servers(runtime, pid)
+
+    runtime.servers = look
+    assert runtime.in_flight([tuple(FIRST.split("/"))]) == {tuple(FIRST.split("/")): 1}
+    stream.join()
+
+
+def test_force_lets_a_server_in_before_its_check_has_passed(fleet):
+    fleet.call("ready", FIRST)
+    fleet.call("drain", FIRST)
+    fleet.crash()
+    result = fleet.call("ready", FIRST, force=True)
+    assert result["actions"] == [f"set {FIRST} ready"] and result["seconds"] < PAUSE
+    assert fleet.ports() == {fleet.engines[0].port}
+    assert fleet.call("ready", FIRST, force=True)["changed"] is False
+
+
+def test_force_makes_no_server_healthy(fleet):
+    fleet.call("ready", FIRST, SECOND)
+    fleet.engines[0].healthy = False
+    wait_until(lambda: fleet.status(FIRST).startswith("DOWN"))
+    fleet.call("drain", FIRST)
+    assert fleet.call("ready", FIRST, force=True)["changed"] is True
+    assert fleet.ports() == {fleet.engines[1].port}
+    fleet.engines[0].healthy = True
+    wait_until(lambda: fleet.status(FIRST).startswith("UP"))
+    assert fleet.call("ready", f"{BACKEND}/tiny-9-a", force=True)["failed"]
 
 
 def test_unknown_servers(fleet):

@@ -5,9 +5,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.routes import write_routes
+
+# What nvidia-smi prints for this question, and for no other.
+SMI = """test "$*" = "--query-gpu=uuid,memory.free --format=csv,noheader,nounits" || exit 2
+cat <<'END'
+{}
+END
+exit {}"""
 
 INSPECTED = [
     {
@@ -114,3 +124,42 @@ def test_haproxy_is_the_installed_one_or_else_the_one_to_come(look, programs, in
     programs("apt-cache", f"printf 'haproxy:\\n  Installed: {installed}\\n  Candidate: 2.6.12-1+deb12u4\\n'")
     assert look(gateway=True)["haproxy_version"] == expected
     assert "haproxy_version" not in look()
+
+
+def test_free_memory_is_what_a_process_could_have(look):
+    """As the kernel says it, and it is far from both ends on a machine that runs this test."""
+    with open("/proc/meminfo") as file:
+        said = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+    seen = look()["memory_free"]
+    assert said["MemAvailable"] / 2 < seen < said["MemTotal"] and seen % 1024 == 0
+
+
+def test_gpus_are_told_with_their_free_memory(look, programs):
+    programs("nvidia-smi", SMI.format("GPU-4f1b2c3d-aaaa, 80448\nGPU-4f1b2c3d-bbbb, 3", 0))
+    assert look()["gpu_free"] == {"GPU-4f1b2c3d-aaaa": 80448 * 2**20, "GPU-4f1b2c3d-bbbb": 3 * 2**20}
+
+
+def test_a_gpu_that_does_not_say_is_left_out_and_hides_no_other(look, programs):
+    programs("nvidia-smi", SMI.format("GPU-aaaa, [N/A]\nGPU-bbbb, 80448\nGPU-cccc, [Unknown Error]\nGPU-dddd", 0))
+    assert look()["gpu_free"] == {"GPU-bbbb": 80448 * 2**20}
+
+
+@pytest.mark.parametrize(("text", "code"), [("No devices were found", 6), ("NVIDIA-SMI has failed because ..., 12", 9)])
+def test_a_driver_that_does_not_answer_is_no_error(look, programs, text, code):
+    programs("nvidia-smi", SMI.format(text, code))
+    seen = look()
+    assert seen["gpu_free"] == {} and "failed" not in seen
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi", path="/usr/bin:/bin") is not None, reason="this machine has a driver")
+def test_without_a_driver_there_are_no_gpus(look):
+    assert look()["gpu_free"] == {}
+
+
+def test_a_gateway_tells_where_it_sends_requests(look, tmp_path):
+    assert look(gateway=True)["routes"] == {}
+    (tmp_path / "state").mkdir()
+    route = {"backend": "be_tiny_0f3a5c7e9b1d", "share": 25, "clients": ["qa"], "progress": {"switched": [0]}}
+    write_routes(tmp_path / "state" / "routes.json", {"tiny": route})
+    assert look(gateway=True)["routes"] == {"tiny": route}
+    assert "routes" not in look()

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What the module fleet_plan does: reads the two files on the controller, has all of it checked, and plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight, staging
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan, stray_instances
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import Rollouts
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import status_rows
+
+
+class FleetPlanner:
+    """Reads the two files on the controller; all the rest is asked of pure functions."""
+
+    def __init__(self, params: dict) -> None:
+        self.params = params
+        self.faults: list[Fault] = []
+        self.gateways = set(params["gateways"])
+        self.answered = {host["name"]: host for host in params["hosts"]}
+        self.asked = set(params["asked"])
+        self.held = {name: dict(host["blobs"]) for name, host in self.answered.items()}
+        self.rollout: dict | None = None
+
+    def note(self, faults: list[Fault]) -> None:
+        self.faults.extend(faults)
+
+    def run(self) -> dict:
+        """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
+        models, clients, lock = self.check_written()
+        current = self.check_hosts()
+        if not self.params["models"] and current and current["models"] and not self.params["allow_empty_catalog"]:
+            self.note([_empty_catalog(current)])
+        frozen = not self.gateways <= self.asked | set(self.params["gateways_out"])
+        if frozen and current is None:
+            self.note([_no_plan_to_keep(self.gateways - self.asked)])
+        # Where nothing can be planned, what was last applied still tells what should run.
+        result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+        if self.params["rollout"] and frozen:
+            self.note([_limited(self.gateways - self.asked)])
+        if not self.faults and self.params["rollout"]:
+            result = self.roll_out(exact_versions(models, lock), lock, current)
+        elif not self.faults:
+            result = self.plan(exact_versions(models, lock), lock, current, frozen)
+        artifacts = staging.fleet_artifacts(result.plan, lock, self.params["depots"])
+        supply = self.supply(artifacts)
+        self.check_room(artifacts)
+        return {
+            "plan": result.plan,
+            "artifacts": artifacts,
+            "bringing": staging.bringing(artifacts, self.held),
+            "supply": supply,
+            "suppliers": self.suppliers(),
+            "leaving": result.leaving,
+            "actions": result.actions,
+            "pending": result.pending,
+            "clients": clients,
+            "frozen": frozen,
+            "rollout": self.rollout,
+            "status": status_rows(result.plan, self.states()),
+            "diff": {"before": current or {}, "after": result.plan},
+        }
+
+    def plan(self, models: list[dict], lock: dict, current: dict | None, frozen: bool) -> PlanResult:
+        params = self.params
+        result = make_plan(
+            models,
+            wanted_releases(models, lock, params["profiles"]),
+            engine_interfaces(params["profiles"], {model["engine"] for model in models}),
+            self.node_list(),
+            current,
+            port_range=tuple(params["port_range"]),
+            running={name: host["instances"] for name, host in self.answered.items()},
+            frozen=frozen,
+        )
+        self.note(result.faults)
+        return result
+
+    def roll_out(self, models: list[dict], lock: dict, current: dict | None) -> PlanResult:
+        """The plan that was applied last, with the rollout opened in it."""
+        asked = self.params["rollout"]
+        rollouts = Rollouts(models, lock, self.params["profiles"], current)
+        catalog = {model["name"]: model for model in models}
+        if asked["close"] and current:
+            plan, leaving = rollouts.close(asked)
+            return PlanResult(plan, leaving, pending(plan, catalog), changes(current, plan, leaving), [])
+        opened = rollouts.open(asked, self.node_list(), self.answered)
+        self.note(opened.faults)
+        if opened.faults:
+            return PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+        self.rollout = rollouts.told(opened, asked, [host for name, host in sorted(self.answered.items()) if name in self.gateways])
+        running = {name: host["instances"] for name, host in self.answered.items()}
+        leaving = [it for it in stray_instances(opened.plan, running, self.node_list()) if it["model"] == asked["model"]]
+        waiting = pending(opened.plan, catalog)
+        return PlanResult(opened.plan, leaving, waiting, self.rollout["lines"] if self.rollout else [], [])
+
+    def check_written(self) -> tuple:
+        """What the operator wrote: paths, groups, catalog, clients, lockfile."""
+        params = self.params
+        self.note(preflight.check_groups(params["gateways"], params["nodes"]))
+        self.note(preflight.check_paths({"llm_fleet_lockfile": params["lockfile"], "llm_fleet_ca_dir": params["ca_dir"]}))
+        self.note(preflight.check_port_range(params["port_range"]))
+        models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
+        self.note(faults)
+        lock = {}
+        if params["lockfile"].startswith("/"):
+            lock = self.read_lockfile(Path(params["lockfile"]), models)
+        return models, clients, lock
+
+    def read_lockfile(self, path: Path, models: list[dict]) -> dict:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            fix = "lock the catalog (ansible-playbook localfirst.llm_fleet.lock), or take the lockfile back from git"
+            self.note([Fault(f"there is no lockfile {path}", "llm_fleet_lockfile", fix)])
+            return {}
+        except (OSError, UnicodeDecodeError) as error:
+            self.note([Fault(f"the lockfile cannot be read: {error}", "llm_fleet_lockfile", LOCK_AGAIN)])
+            return {}
+        lock, faults = parse_lockfile(text, str(path))
+        self.note(faults)
+        if not faults:
+            self.note(check_locked(models, lock, path.name, self.params["profiles"], self.params["engine_images"]))
+        return lock
+
+    def check_hosts(self) -> dict | None:
+        """What the hosts told; returns the plan that was last applied."""
+        params = self.params
+        self.note(preflight.check_reachable(params["gateways"], params["gateways_out"], self.asked, set(self.answered)))
+        for name, host in sorted(self.answered.items()):
+            self.note(preflight.check_host(host, name in self.gateways, name in params["depots"]))
+        ca = Path(params["ca_dir"]) / "ca.pem"
+        told = [host for _name, host in sorted(self.answered.items())]
+        self.note(preflight.check_ca(told, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
+        current, faults = choose_current(self.states())
+        self.note(faults)
+        return current
+
+    def check_room(self, artifacts: dict) -> None:
+        """What hosts lack has to come from somewhere, and to fit."""
+        lacking = {name: staging.missing(artifacts.get(name, []), held) for name, held in sorted(self.held.items())}
+        if any(lacking.get(name) for name in self.params["nodes"]):
+            self.note(preflight.check_depots(self.params["depots"], self.suppliers()))
+        for name, files in lacking.items():
+            size = sum(file["size"] for file in files.values())
+            self.note(preflight.check_disk(self.answered[name], size, self.params["disk_reserve"]))
+
+    def suppliers(self) -> list[str]:
+        return [name for name in self.params["depots"] if name in self.answered or name not in self.asked]
+
+    def supply(self, artifacts: dict) -> dict:
+        """What hosts have to get from the controller, and which of it are files that lie here."""
+        depots, nodes = self.params["depots"], self.params["nodes"]
+        takers = {name: self.held[name] for name in depots or nodes if name in self.held}
+        wanted = staging.supply(artifacts, takers, here=self.blobs_here() if depots else None)
+        files, faults = local_files(wanted)
+        self.note(faults)
+        return {
+            "artifacts": wanted,
+            # What depots are handed is in the controller's store already.
+            "fetch": [] if depots else [artifact for artifact in wanted if not artifact["source"].startswith(staging.LOCAL)],
+            "files": files,
+            "bytes": sum(artifact["size"] for artifact in wanted),
+            "towards": next((self.answered[name]["address"] for name in takers), ""),
+        }
+
+    def blobs_here(self) -> set[str]:
+        """The digests of what locking left in the controller's store."""
+        blobs = Path(self.params["store"]) / "blobs" / "sha256"
+        return {path.name for path in blobs.iterdir()} if self.params["store"] and blobs.is_dir() else set()
+
+    def node_list(self) -> list[dict]:
+        """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
+        return [
+            {
+                "name": name,
+                "address": self.answered.get(name, {}).get("address", ""),
+                "gpus": self.answered.get(name, {}).get("gpus", []),
+                "reachable": name in self.answered,
+            }
+            for name in self.params["nodes"]
+            if name not in self.params["removed"]
+        ]
+
+    def states(self) -> list[dict]:
+        names = sorted({*self.params["nodes"], *self.gateways})
+        silent = {"plan": None, "plan_error": "", "instances": [], "reachable": False}
+        return [
+            {**silent, **self.answered.get(name, {}), "host": name, "reachable": name in self.answered} for name in names
+        ]
+
+
+def _empty_catalog(current: dict) -> Fault:
+    """A catalog that is not where Ansible looks for it is as empty as one that somebody emptied."""
+    return Fault(
+        f"the catalog is empty, and the fleet serves {', '.join(sorted(current['models']))}",
+        "llm_fleet_models",
+        "write it where this inventory reads it, for instance group_vars/all.yml beside hosts.yml;"
+        " to take every model away, run with -e llm_fleet_allow_empty_catalog=true",
+    )
+
+
+def _limited(missing: set[str]) -> Fault:
+    return Fault(
+        f"this run leaves out {', '.join(sorted(missing))}: a rollout needs every gateway",
+        "--limit",
+        "run without --limit, or declare a gateway that is away out with llm_fleet_gateways_out",
+    )
+
+
+def _no_plan_to_keep(missing: set[str]) -> Fault:
+    return Fault(
+        f"this run leaves out {', '.join(sorted(missing))}, and no plan was ever applied that it could keep",
+        "--limit",
+        "run once without --limit, so that all gateways learn the plan",
+    )

@@ -19,6 +19,7 @@ ON_THE_CONTROLLER = {
     *INCLUDES,
     ASSERT,
     "ansible.builtin.debug",
+    "ansible.builtin.fail",
     "ansible.builtin.import_role",
     "ansible.builtin.pause",
     "ansible.builtin.set_fact",
@@ -32,15 +33,14 @@ def walk(name: str) -> list[Step]:
     return list(steps(PLAYBOOKS / name, WRITTEN))
 
 
-def coordinator(name: str) -> dict:
-    (play,) = [play for play in yaml.safe_load((PLAYBOOKS / name).read_text()) if play.get("hosts") == "localhost"]
-    return play
+def coordinators(name: str) -> list[dict]:
+    return [play for play in yaml.safe_load((PLAYBOOKS / name).read_text()) if play.get("hosts") == "localhost"]
 
 
-def story(name: str) -> dict:
-    """The block that everything happens in."""
-    (task,) = [task for task in coordinator(name)["tasks"] if "block" in task]
-    return task
+def story(name: str) -> tuple[dict, dict]:
+    """The play that the rollout is, and the block that everything happens in."""
+    ((play, task),) = [(play, task) for play in coordinators(name) for task in play["tasks"] if "block" in task]
+    return play, task
 
 
 def included(tasks: list[dict]) -> list[str]:
@@ -69,11 +69,11 @@ def test_every_strategy_is_a_file():
 
 @both
 def test_whatever_fails_is_taken_back(name):
-    block = story(name)
+    play, block = story(name)
     assert "tasks/rollout/back.yml" in included(block["rescue"])
     assert any("{{ rollout.strategy }}" in file for file in included(block["block"]))
     # A file is included by nobody outside it, where no rescue would help.
-    outside = [task for task in coordinator(name)["tasks"] if task is not block]
+    outside = [task for task in play["tasks"] if task is not block]
     assert included(outside) == []
 
 
@@ -86,9 +86,10 @@ def test_whatever_comes_of_it_the_fleet_is_made_so_and_the_lock_is_given_back(na
 @both
 def test_the_coordinator_itself_needs_no_connection(name):
     """So it works wherever it is said how to connect to the fleet; and a `connection` of the play would hold for delegated steps too."""
-    play = coordinator(name)
-    assert "connection" not in play and "become" not in play
-    mine = [step for step in walk(name) if step.around[0] == play and not step.delegated]
+    for play in coordinators(name):
+        assert "connection" not in play and "become" not in play
+    mine = [step for step in walk(name) if step.around[0] in coordinators(name) and not step.delegated]
+    assert mine
     for step in mine:
         assert ON_THE_CONTROLLER & set(step.task), step.where
 
@@ -165,8 +166,9 @@ def test_a_playbook_that_notices_everything_is_right(faults):
         ("          ignore_unreachable: true\n", "", "Drain: it needs ignore_unreachable"),
         ("          register: drained\n", "", "Drain: it needs ignore_unreachable: true and register"),
         ("          become: true\n", "", "Drain: it needs become"),
+        ("          become: true\n", "          become: true\n          run_once: true\n", "Drain: with run_once"),
         ("- hosts: localhost\n", "- hosts: localhost\n  connection: local\n", "Drain: what is around it says how to connect"),
-        ("register: drained", "register: drained\n          vars: {ansible_connection: local}", "Drain: what is around it says how to connect"),
+        ("register: drained", "register: drained\n          vars: {ansible_connection: local}", "Drain: what is around it says how"),
         ('{step: "{{ drained }}"}', '{step: "{{ asked }}"}', "Drain: answered.yml is not given drained"),
         ('          vars: {step: "{{ drained }}"}\n', "", "Drain: answered.yml is not given drained"),
         ('{step: "{{ drained }}"}', '{step: "{{ drained }}"}\n          when: false', "Drain: answered.yml is not given drained"),

@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
     file: Path
     task: dict[str, Any]
-    after: list[dict[str, Any]]  # the tasks that follow it, in the same list
+    after: list[dict[str, Any]]  # the tasks of the same file that follow it
     around: tuple[dict[str, Any], ...]  # play and blocks, the outermost first
 
     @property
@@ -50,19 +50,25 @@ def steps(playbook: Path, strategies: list[str]) -> Iterator[Step]:
         if "ansible.builtin.import_playbook" in play:
             yield from steps(_beside(playbook, play["ansible.builtin.import_playbook"]), strategies)
         for section in ("pre_tasks", "tasks", "post_tasks"):
-            yield from _tasks(playbook, play.get(section, []), (play,), strategies, ())
+            yield from _tasks(playbook, play.get(section, []), [], (play,), strategies, ())
 
 
-def _tasks(file: Path, tasks: list, around: tuple, strategies: list[str], files: tuple) -> Iterator[Step]:
+def _tasks(file: Path, tasks: list, later: list, around: tuple, strategies: list[str], files: tuple) -> Iterator[Step]:
     for number, task in enumerate(tasks):
-        yield Step(file, task, tasks[number + 1 :], around)
+        after = [*tasks[number + 1 :], *later]
+        yield Step(file, task, after, around)
         for section in SECTIONS:
-            yield from _tasks(file, task.get(section, []), (*around, task), strategies, files)
+            yield from _tasks(file, task.get(section, []), after, (*around, task), strategies, files)
         for name in (_file_of(task[include]) for include in INCLUDES if include in task):
             for included in [name.replace(STRATEGY, strategy) for strategy in strategies] if STRATEGY in name else [name]:
                 path = _beside(file, included)
                 if path not in files:
-                    yield from _tasks(path, _load(path), (*around, task), strategies, (*files, path))
+                    yield from _tasks(path, _load(path), [], (*around, _passed_on(task)), strategies, (*files, path))
+
+
+def _passed_on(task: dict) -> dict:
+    """What a file gets of the task that brings it in: all keywords with an import, and nothing but variables with an include."""
+    return task if "ansible.builtin.import_tasks" in task else {"vars": task.get("vars", {})}
 
 
 def unnoticed(found: Step) -> str:
@@ -72,9 +78,12 @@ def unnoticed(found: Step) -> str:
         return ""
     if task.get("ignore_unreachable") is not True or not register:
         return f"{found.where}: it needs ignore_unreachable: true and register"
+    if found.has("run_once"):
+        return f"{found.where}: with run_once, Ansible ends the play for everybody where its host is lost, and gives no reason"
     if found.has("become") is not True:
         return f"{found.where}: it needs become: true"
-    if found.has("connection") is not None or "ansible_connection" in (found.has("vars") or {}):
+    variables = {name for one in (task, *found.around) for name in one.get("vars", {})}
+    if found.has("connection") is not None or "ansible_connection" in variables:
         return f"{found.where}: what is around it says how to connect, and so it does not run on its host"
     if found.file.name in TOLD_ONLY:
         return "" if _goes_through(found.after, register, DEBUG) else f"{found.where}: nobody is told who did not answer"

@@ -57,7 +57,10 @@ def test_part_of_it_may_be_written():
 # Durations
 
 
-@pytest.mark.parametrize(("written", "seconds"), [("30s", 30), ("10m", 600), ("2h", 7200), ("1d", 86400), ("0", 0), ("0s", 0), (90, 90), (0, 0)])
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("30s", 30), ("10m", 600), ("2h", 7200), ("1d", 86400), ("0", 0), ("0s", 0), (90, 90), (0, 0)],
+)
 def test_a_time_becomes_seconds(written, seconds):
     assert clean("rollout", {"canary": {"bake": written}})["canary"]["bake"] == seconds
 

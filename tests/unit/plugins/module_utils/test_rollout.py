@@ -16,7 +16,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout impor
     earlier_release,
     held_releases,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_strategy import GPU_BASE, gpu_bytes
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_strategy import gpu_bytes
 from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fleet_builders import (
     ENGINES,
     asked,
@@ -397,8 +397,3 @@ def test_what_nobody_runs_is_held_for_a_way_back_and_for_open_rollouts(fleet):
     assert held_releases(middle) == {OLD["release"], NEW["release"]}
     assert held_releases(commit(middle, "tiny", AT)) == {OLD["release"]}
     assert held_releases(abandon(middle, "tiny", AT)) == set()
-
-
-def test_an_estimate_has_a_base_and_grows_with_the_files():
-    assert gpu_bytes({"size": 0}) == GPU_BASE
-    assert gpu_bytes({"size": 10 * 2**30}) > 10 * 2**30 + GPU_BASE

@@ -195,7 +195,10 @@ def test_what_only_some_gateways_know_is_done_again():
     assert common_progress(ROLLOUT, [route(0, baked=True), route(0, baked=True)])["baked"] is True
 
 
-@pytest.mark.parametrize("other", [{}, {"progress": {}}, {"progress": {"rollout": "r-0", "switched": [0, 1], "baked": True, "back": "slow"}}])
+ANOTHERS = {"progress": {"rollout": "r-0", "switched": [0, 1], "baked": True, "back": "slow"}}
+
+
+@pytest.mark.parametrize("other", [{}, {"progress": {}}, ANOTHERS])
 def test_a_gateway_that_knows_nothing_of_it_takes_all_back_to_the_beginning(other):
     assert common_progress(ROLLOUT, [route(0, 1, baked=True), other]) == NOTHING
     assert common_progress(ROLLOUT, [other]) == NOTHING

@@ -101,6 +101,10 @@ def test_without_gpus_no_gpu_is_looked_for():
     assert choose("auto", [instance(0)], TARGET, {"gpu1": state(free=0)}).name == "surge"
 
 
+def test_what_a_release_needs_has_a_base_and_grows_with_its_files():
+    assert 0 < gpu_bytes({"size": 0}) < gpu_bytes({"size": 10 * GIB}) - 10 * GIB
+
+
 # What was asked for
 
 

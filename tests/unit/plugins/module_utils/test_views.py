@@ -16,12 +16,14 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import 
     gateway_servers,
     gateway_view,
     host_instances,
+    settled_instances,
     status_rows,
 )
 from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fleet_builders import (
     host,
     labels,
     model,
+    opened,
     plan,
     record,
     surged,
@@ -324,3 +326,49 @@ def test_the_key_is_an_hmac_that_others_can_compute():
     block = b"seed".ljust(64, b"\0")
     inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block) + b"llm_fleet engine key:tiny").digest()
     assert engine_key("seed", "tiny") == hashlib.sha256(bytes(byte ^ 0x5C for byte in block) + inner).hexdigest()
+
+
+# An open rollout
+
+
+@pytest.fixture
+def rolling():
+    """tiny goes from 1.0.0 to 1.1.0, one replica on each host; other does not."""
+    return opened(plan([model("tiny", 2), model("other")], HOSTS).plan, HOSTS, "tiny")
+
+
+def test_what_waits_or_leaves_in_a_rollout_is_nobody_elses_to_start(rolling):
+    duties = {it["id"]: it["duty"] for name in ("gpu1", "gpu2") for it in host_instances(rolling, name)}
+    assert duties == {"tiny-0-a": "leave", "tiny-0-b": "wait", "tiny-1-a": "leave", "tiny-1-b": "wait", "other-0-a": "serve"}
+    assert [it["id"] for it in settled_instances(rolling)] == ["other-0-a"]
+    first = plan([model("tiny", 2)], HOSTS).plan
+    assert settled_instances(first) == first["instances"]
+    assert {it["duty"] for it in host_instances(first, "gpu1")} == {"serve"}
+
+
+def test_both_releases_have_a_backend_and_people_get_the_one_that_ran(rolling):
+    view, later = gateway_view(rolling, [DEMO]), record("tiny", "1.1.0")["release"]
+    assert set(servers(view)[f"be_tiny_{later}"]) == {"tiny-0-b", "tiny-1-b"}
+    assert view["models"]["tiny"] == f"be_tiny_{RELEASE}" and view["models"][f"tiny@{later}"] == f"be_tiny_{later}"
+
+
+@pytest.mark.parametrize(
+    ("instance", "container", "shown"),
+    [
+        ("tiny-0-a", None, "stopped"),
+        ("tiny-0-a", {"state": "exited"}, "stopped"),
+        ("tiny-0-b", None, "waiting"),
+        ("tiny-0-b", {"state": "created"}, "waiting"),
+        ("tiny-0-b", {"state": "running"}, "running"),
+        ("tiny-0-b", {"state": "restarting"}, "unhealthy"),
+        ("other-0-a", None, "missing"),
+        ("other-0-a", {"state": "exited"}, "stopped"),
+    ],
+)
+def test_in_a_rollout_not_everything_that_is_planned_has_to_run(rolling, instance, container, shown):
+    [found] = [it for it in rolling["instances"] if it["id"] == instance]
+    there = [labels(found, **container)] if container else []
+    [row] = [row for row in status_rows(rolling, [state(found["host"], *there)]) if row["instance"] == instance]
+    assert row["state"] == shown
+    # What the rollout has not started yet, or has stopped, is no drift.
+    assert bool(row["drift"]) == (shown in ("unhealthy", "missing") or instance == "other-0-a")

@@ -111,15 +111,17 @@ class Gateway:
                 yield time.monotonic() - start, line[6:].strip().decode()
 
 
+@dataclasses.dataclass
 class Fleet:
-    """The fleet of containers behind molecule/inventory."""
+    """The fleet of containers behind an inventory."""
 
+    path: Path = INVENTORY
     state = STATE
 
     @cached_property
     def inventory(self) -> dict:
         done = subprocess.run(
-            [BIN / "ansible-inventory", "-i", INVENTORY, "--list"], cwd=REPO, check=True, capture_output=True, text=True
+            [BIN / "ansible-inventory", "-i", self.path, "--list"], cwd=REPO, check=True, capture_output=True, text=True
         )
         return json.loads(done.stdout)
 
@@ -157,23 +159,27 @@ class Fleet:
         rows = csv.DictReader(io.StringIO(self.haproxy(gateway, "show stat").lstrip("# ")))
         return {row["svname"]: row for row in rows if row["type"] == "2"}
 
-    def playbook(self, name: str, *arguments: str, check: bool = True, inventory: Path = INVENTORY) -> subprocess.CompletedProcess:
+    def playbook(
+        self, name: str, *arguments: str, check: bool = True, inventory: Path | None = None, cwd: Path = REPO
+    ) -> subprocess.CompletedProcess:
         """Run one of the collection's playbooks as an operator would."""
-        done = subprocess.run(**self._playbook(name, arguments, inventory), check=False, capture_output=True, timeout=900)
+        command = self._playbook(name, arguments, inventory or self.path, cwd)
+        done = subprocess.run(**command, check=False, capture_output=True, timeout=900)
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done
 
-    def start(self, name: str, *arguments: str, output: Path, inventory: Path = INVENTORY) -> subprocess.Popen:
+    def start(self, name: str, *arguments: str, output: Path, inventory: Path | None = None) -> subprocess.Popen:
         """Start one in a session of its own: its process group is all of it, workers and connections too."""
         with output.open("w") as handle:
-            return subprocess.Popen(
-                **self._playbook(name, arguments, inventory), stdout=handle, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            command = self._playbook(name, arguments, inventory or self.path, REPO)
+            return subprocess.Popen(**command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True)
 
     @staticmethod
-    def _playbook(name: str, arguments: tuple, inventory: Path) -> dict:
+    def _playbook(name: str, arguments: tuple, inventory: Path, cwd: Path) -> dict:
         environment = {
             **os.environ,
+            "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
+            "ANSIBLE_COLLECTIONS_PATH": str(REPO / ".venv" / "collections"),
             # Molecule forces colours, and they would stick to what a test reads.
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
@@ -181,7 +187,7 @@ class Fleet:
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
         command = [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", inventory, *arguments]
-        return {"args": command, "cwd": REPO, "env": environment, "text": True}
+        return {"args": command, "cwd": cwd, "env": environment, "text": True}
 
     def token(self, client: str, *arguments: str, file: Path) -> str:
         self.playbook("tokens", "-e", "do=issue", "-e", f"client={client}", "-e", f"token_file={file}", *arguments)

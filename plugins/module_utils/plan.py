@@ -257,7 +257,7 @@ def _cut_short(before: dict, models: dict, fleet: dict) -> list:
         fix = f"continue it with rollout.yml -e model={name}, or take it back with rollback.yml -e model={name}, first"
         if name not in models:
             what = f"a rollout of {name} to {rollout['to_version']} is open, and the catalog has no {name}"
-            faults.append(Fault(what, f"llm_fleet_models[{name}]", fix))
+            faults.append(Fault(what, f"llm_fleet_models[{name}]", f"put it back into the catalog, and {fix}"))
         gone = sorted({it["host"] for it in before["instances"] if it["model"] == name} - set(fleet))
         faults += [Fault(f"a rollout of {name} is open on {host}, which is to leave", f"host {host}", fix) for host in gone]
     return faults

@@ -100,6 +100,10 @@ class Rollouts:
             known = self.lock["models"].get(name, {})
             advice = f"{suggestion(version, known, 'locked versions')}; a version that the catalog has is locked by lock.yml"
             return None, [Fault(f"version {version} of {name} is not locked", "-e version=…", advice)]
+        form, readable = self.lock["models"][name][version]["format"], self.profiles[model["engine"]]["formats"]
+        if form not in readable:
+            what = f"version {version} of {name} is {form}, and {model['engine']} reads {', '.join(readable)}"
+            return None, [Fault(what, "-e version=…", "choose a version in a format that the engine reads, or another engine")]
         return wanted_releases([{**model, "version": version}], self.lock, self.profiles)[name], []
 
     def interface(self, record: dict) -> dict:

@@ -63,8 +63,13 @@ def rollout_story(plan: dict, model: str, progress: dict[str, Any] | None = None
             "switched": switched,
             "switched_before": sorted(set(switched) - set(replicas)),
         })
+    canary = rollout["canary"]
+    if canary and batches:
+        # One of a hundred replicas cannot bear five per cent of the requests.
+        canary = {**canary, "share": min(canary["share"], batches[0]["share"])}
     return {
-        **{key: rollout[key] for key in ("id", "strategy", "from", "to", "from_version", "to_version", "undo", "canary", "why", "who")},
+        **{key: rollout[key] for key in ("id", "strategy", "from", "to", "from_version", "to_version", "undo", "why", "who")},
+        "canary": canary,
         "model": model,
         "backend": backend_name(model, rollout["to"]),
         "old_backend": backend_name(model, rollout["from"]),

@@ -163,6 +163,15 @@ def test_a_rollout_whose_gateway_is_lost_is_unfinished_and_says_so(controller, s
     assert "geheim" not in output
 
 
+def test_it_also_goes_back_where_ansible_does_not_say_why(controller):
+    """As after a step with run_once whose host is lost."""
+    play = coordinator("rollout.yml")
+    (block,) = [task for task in play["tasks"] if "block" in task]
+    block["block"].insert(1, {**ASK, "loop": ["gw1"], "run_once": True})
+    code, output, facts = controller.run(play, rollout("surge"), gw1=UNREACHABLE, gpu1=UNREACHABLE)
+    assert facts["rollout_ending"] == "stuck" and "no reason given" in facts["rollout_back"], output
+
+
 def test_a_rollout_that_is_taken_back_is_unfinished_while_a_gateway_is_silent(controller):
     code, output, facts = controller.run(coordinator("rollback.yml"), rollout("surge"), gw1=UNREACHABLE, gpu1=UNREACHABLE)
     assert code == 0, output

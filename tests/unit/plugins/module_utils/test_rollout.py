@@ -387,6 +387,9 @@ def test_what_leaves_at_the_end_is_told_with_its_records(fleet, end, release):
 def test_who_has_run_nothing_before_is_told_to_name_a_version(fleet):
     target, [fault] = earlier_release(fleet, "tiny")
     assert target is None and "1.0.0" in fault.what and "version=" in fault.fix
+    # A record that somebody took out of the plan.
+    committed = commit(opened(fleet, HOSTS, "tiny"), "tiny", AT)
+    assert len(earlier_release({**committed, "releases": without(committed["releases"], OLD["release"])}, "tiny")[1]) == 1
     target, [fault] = earlier_release(fleet, "tinny")
     assert target is None and "tinny" in fault.what and "'tiny'" in fault.fix
 

@@ -1,0 +1,161 @@
+# Copyright (c) localfirst.llm_fleet contributors
+# SPDX-License-Identifier: Apache-2.0
+"""Rollouts on the fleet with three nodes, while clients stream through both gateways."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.localfirst.llm_fleet.molecule.conftest import REPO, Fleet, until
+from ansible_collections.localfirst.llm_fleet.tests.load.report import Report
+from ansible_collections.localfirst.llm_fleet.tests.load.stream_load import StreamLoad, answer_prefix
+
+# What each version says first, the same every time: versions are told apart by it, and a golden prompt asks for it.
+QUESTION = "What is a fleet?"
+GOOD = "repa|mavete"
+LONG = bool(os.environ.get("LLM_FLEET_LONG"))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long") and not LONG:
+            item.add_marker(pytest.mark.skip(reason="LLM_FLEET_LONG=1, or make test-long, runs it"))
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Fleet:
+    return Fleet(REPO / "molecule" / "rollout" / "inventory")
+
+
+@pytest.fixture(scope="session")
+def token(fleet, tmp_path_factory) -> str:
+    return fleet.token("alice", file=tmp_path_factory.mktemp("token") / "alice")
+
+
+@pytest.fixture(scope="session")
+def catalog(fleet) -> list:
+    """The catalog of the inventory, with its paths filled in."""
+    text = json.dumps(fleet.inventory["_meta"]["hostvars"]["gw1"]["llm_fleet_models"])
+    return json.loads(text.replace("{{ testbed_state_dir }}", str(fleet.state)))
+
+
+@dataclasses.dataclass
+class Ended:
+    """How a rollout ended: its exit status, its output, and the report that it wrote."""
+
+    status: int
+    output: str
+    report: dict
+
+    def changed(self) -> dict:
+        """Changed tasks by host."""
+        return {host: int(count) for host, count in re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)}
+
+    def mark(self, what: str) -> float:
+        """When something happened, in seconds since 1970."""
+        return next(mark["at"] for mark in self.report["marks"] if mark["what"].startswith(what))
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """Rolls out on the fleet, as an operator does who has the catalog in a file."""
+
+    fleet: Fleet
+    catalog: list
+    folder: Path
+
+    def variables(self, model: str, **changes) -> list:
+        """The arguments for a catalog in which one model differs."""
+        models = copy.deepcopy(self.catalog)
+        entry = next(entry for entry in models if entry["name"] == model)
+        # Few samples and no long watch: what they measure is another test's business.
+        entry["smoke"] = [{"prompt": QUESTION, "regex": GOOD, "max_tokens": 8}] if model == "talk" else []
+        entry["gates"] = {"samples": 3, "concurrency": 1, "max_tokens": 8}
+        entry["rollout"] = {"canary": {"share": 20, "bake": "3s", "min_requests": 5}}
+        for key, value in changes.items():
+            entry[key] = {**entry[key], **value} if isinstance(value, dict) and isinstance(entry.get(key), dict) else value
+        file = self.folder / "variables.json"
+        file.write_text(json.dumps({"llm_fleet_models": models}))
+        return ["-e", f"@{file}", "-e", f"report_file={self.folder / 'report.json'}", "-e", f"model={model}"]
+
+    def run(self, model: str, *arguments: str, playbook: str = "rollout", cwd: Path = REPO, **changes) -> Ended:
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        done = self.fleet.playbook(playbook, *self.variables(model, **changes), *arguments, check=False, cwd=cwd)
+        output = done.stdout + done.stderr
+        return Ended(done.returncode, output, json.loads(report.read_text()) if report.exists() else {})
+
+    def start(self, model: str, *arguments: str, output: Path, playbook: str = "rollout", **changes) -> subprocess.Popen:
+        return self.fleet.start(playbook, *self.variables(model, **changes), *arguments, output=output)
+
+
+@pytest.fixture
+def rollouts(fleet, catalog, tmp_path) -> Rollouts:
+    return Rollouts(fleet, catalog, tmp_path)
+
+
+@pytest.fixture
+def load(fleet, token):
+    """`with load(clients=6) as clients: …; clients.report`: people who ask through both gateways all the while."""
+
+    def start(models=("talk",), **options) -> StreamLoad:
+        gateways = [f"{fleet.address(name)}:443" for name in fleet.hosts("gateways")]
+        ca = str(fleet.state / "ca" / "ca.pem")
+        # What runs now is told by how its answers begin; another version's answers begin otherwise.
+        told = {"old": answer_prefix(gateways[0], ca, token, models[0])}
+        options = {"clients": 6, "seconds": 900, "tokens": (16, 200), "tell": told, **options}
+        return StreamLoad(gateways=gateways, ca=ca, token=token, models=list(models), **options)
+
+    return start
+
+
+def unharmed(report: Report) -> None:
+    """Nobody noticed: every answer came, whole and in time."""
+    assert report.requests > 50, "too few requests to say anything"
+    assert report.failed == 0, [fault for fault in report.faults[:10]]
+
+
+def versions(fleet: Fleet, model: str = "talk") -> dict:
+    """{node: versions that run there}, as Docker on the nodes says."""
+    found = {}
+    for node in fleet.hosts("gpu_nodes"):
+        running = f"docker ps --filter label=llm_fleet.model={model}"
+        lines = fleet.shell(node, f"{running} --format '{{{{.Label \"llm_fleet.version\"}}}}'", check=False)
+        if lines:
+            found[node] = sorted(lines.split())
+    return found
+
+
+def everywhere(fleet: Fleet, version: str, model: str = "talk") -> bool:
+    """Whether this version, and no other, runs on every node, is what the plan says, and is what both gateways send requests to."""
+    nodes = {instance["host"] for instance in fleet.instances(model=model)}
+    plans = [fleet.plan(host) for group in ("gateways", "gpu_nodes") for host in fleet.hosts(group)]
+    told = all(plan["models"][model]["version"] == version and model not in plan["rollouts"] for plan in plans)
+    release = fleet.plan()["models"][model]["release"]
+    for gateway in fleet.hosts("gateways"):
+        rows = [line.split(",") for line in fleet.haproxy(gateway, "show stat").splitlines() if line.startswith(f"be_{model}_")]
+        told = told and {row[0] for row in rows} == {f"be_{model}_{release}"}
+        told = told and {row[17] for row in rows if row[1] not in ("BACKEND", "FRONTEND")} == {"UP"}
+    return told and versions(fleet, model) == {node: [version] for node in nodes}
+
+
+@pytest.fixture(autouse=True)
+def begin_with_the_first_version(fleet, rollouts):
+    """Each test begins where the fleet runs 1.0.0 and no rollout is open."""
+    for model in ("talk", "solo"):
+        plan = fleet.plan()
+        if model in plan["rollouts"]:
+            rollouts.run(model, playbook="rollback")
+        if fleet.plan()["models"][model]["version"] != "1.0.0":
+            back = ("-e", "version=1.0.0", "-e", "retry_rejected=true", "-e", "accept_outage=true")
+            done = rollouts.run(model, *back, rollout={"canary": "none"})
+            assert done.status == 0, done.output[-4000:]
+    until(lambda: everywhere(fleet, "1.0.0"), 30)

@@ -130,14 +130,14 @@ print(fleet.chat.completions.create(model="{MODEL}", messages=[{{"role": "user",
 max_tokens=16).choices[0].message.content)
 END
 
-`make demo-down` removes the fleet and .demo/.""")
+`make demo-rollout` brings it a new version of {MODEL} while clients stream. `make demo-down` removes the fleet and .demo/.""")
 
 
-def demo() -> None:
-    begun = time.monotonic()
+def bring_up() -> None:
+    """All that has to be there before somebody can ask."""
     step("Servers: one gateway, two GPU nodes, a depot, and a host that stands for the outside world")
     testbed.up(testbed.read_fleet(INVENTORY), timeout=180)
-    step("Outside: two tiny models on a web server, the engines' images in a registry")
+    step("Outside: tiny models on a web server, the engines' images in a registry")
     subprocess.run([sys.executable, REPO / "testbed" / "supply.py", "-i", INVENTORY], check=True)
     step("The lockfile: every file and every image by digest")
     playbook("lock")
@@ -146,6 +146,11 @@ def demo() -> None:
     step("A token for the client `demo`")
     copy_ca()
     get_token()
+
+
+def demo() -> None:
+    begun = time.monotonic()
+    bring_up()
     step("A question")
     ask(MODEL)
     ask(OTHER)

@@ -131,6 +131,8 @@ def table(columns: dict[str, str], rows: list[dict]) -> str:
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}"
     return str(value)
@@ -157,12 +159,15 @@ def ansible_version() -> str:
     return run(BIN / "ansible", "--version").splitlines()[0]
 
 
-def report(name: str, columns: dict[str, str], rows: list[dict], versions: dict, notes: list[str]) -> None:
-    """Print the table and write .bench/<name>.json."""
+def report(
+    name: str, columns: dict[str, str], rows: list[dict], versions: dict, notes: list[str], headline: dict | None = None
+) -> None:
+    """Print the table and write .bench/<name>.json; what is in `headline` stands at the top of both."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=REPO, capture_output=True, text=True, check=False)
     result = {
         "bench": name,
+        **(headline or {}),
         "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "machine": machine(),
@@ -173,6 +178,9 @@ def report(name: str, columns: dict[str, str], rows: list[dict], versions: dict,
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
+    print()
+    for key, value in (headline or {}).items():
+        say(f"{key:<32} {value:g}")
     print(f"\n{table(columns, rows)}\n")
     for note in notes:
         say(note)

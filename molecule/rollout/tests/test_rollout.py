@@ -25,15 +25,17 @@ def test_nobody_notices(fleet, rollouts, load, strategy):
     # Both versions answered clients, and at the end only the new one.
     assert clients.report.by_version["old"]["last_began"] < clients.report.ended - 1
     assert sum(seen["streams"] for name, seen in clients.report.by_version.items() if name != "old") > 0
-    # What was asked for is there: neither the same command nor site.yml finds anything to do.
+
+
+def test_what_was_asked_for_is_there_already(fleet, rollouts):
+    """Neither the same command nor site.yml finds anything to do, and both say how it stands."""
+    assert rollouts.run("talk", *NEW, rollout={"canary": "none"}).status == 0
     again = rollouts.run("talk", *NEW)
     assert again.status == 0 and set(again.changed().values()) == {0}, again.changed()
     assert again.report["outcome"] == "nothing to do"
-    if strategy == "surge":
-        site = fleet.playbook("site")
-        assert "pending rollout 1.1.0 -> 1.0.0" in site.stdout and "chose 1.1.0 by hand" in site.stdout
-        # The versions of the catalog come from git: those of the last run with other variables are no longer asked for.
-        assert everywhere(fleet, "1.1.0")
+    site = fleet.playbook("site", *rollouts.variables("talk"))
+    assert "pending rollout 1.1.0 -> 1.0.0" in site.stdout and "chose 1.1.0 by hand" in site.stdout
+    assert everywhere(fleet, "1.1.0")
 
 
 def test_check_mode_says_it_all_and_does_nothing(fleet, rollouts):

@@ -14,13 +14,13 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 WITH_VENV := PATH="$(BIN):$$PATH"
 
 # Scenarios of `make test`, in this order: the first makes the fleet that the others use.
-SCENARIOS := default gateway models anywhere
+SCENARIOS := default gateway models rollout anywhere
 SCENARIOS_LONG := $(SCENARIOS) lifecycle
 export MOLECULE_GLOB := molecule/*/molecule.yml
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup setup-tests setup-bench
 setup: ## Install what this machine lacks: packages, and Docker only where there is none
@@ -48,15 +48,18 @@ $(VENV)/.installed: testbed/requirements.txt | setup
 images: setup ## Build the testbed's images that are missing or whose recipe changed
 	@$(PYTHON) testbed/images.py
 images-tests: setup
-	@$(PYTHON) testbed/images.py debian12 debian13 llamacpp ollama sources
+	@$(PYTHON) testbed/images.py debian12 debian13 llamacpp llamacpp-flaky ollama sources
 images-bench: setup
 	@$(PYTHON) testbed/images.py debian12-warm llamacpp upstream
 
-.PHONY: demo demo-down
+.PHONY: demo demo-rollout demo-down
 demo: setup ## Start a fleet on this machine and ask it a question
 	@echo "▸ Images and virtual environment"
 	@$(MAKE) -j2 venv images
 	@$(BIN)/python testbed/demo.py
+demo-rollout: setup ## Roll a new version out on that fleet, and show what clients see; once more, and it goes back
+	@$(MAKE) -j2 venv images
+	@$(BIN)/python testbed/demo_rollout.py
 demo-down: ## Remove all that the demo made
 	@$(PYTHON) testbed/fleet.py down --name llm-fleet-demo
 	@rm -rf .demo .cache/facts
@@ -65,7 +68,7 @@ demo-down: ## Remove all that the demo made
 lint: venv setup-tests ## Check style: ansible-lint (profile production), yamllint, ruff, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/yamllint --strict .
-	shellcheck .ci/run testbed/*.sh testbed/images/*/*.sh
+	shellcheck .ci/run testbed/*.sh testbed/images/*/*.sh testbed/doubles/*/*.sh
 	$(WITH_VENV) ansible-lint --offline
 sanity: venv ## Run ansible-test sanity on a copy of the collection
 	@testbed/sanity.sh
@@ -79,7 +82,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 	done; \
 	if [ -z "$(KEEP)" ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; exit $$status
 
-.PHONY: test test-long bench bench-store
+.PHONY: test test-long bench bench-store bench-rollout
 test: ## Everything that a change must pass
 	@for target in lint sanity unit molecule; do \
 	    echo "▸ make $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
@@ -93,6 +96,8 @@ bench: venv images-bench setup-bench ## Measure what the gateway, a run without 
 	$(BIN)/python tests/bench/store.py
 bench-store: venv ## Measure only what verifying and staging cost: beside openssl, and beside the bytes that differ
 	$(BIN)/python tests/bench/store.py
+bench-rollout: venv images-bench ## Measure only rollouts: what clients notice, what it costs beside loading, how soon a bad release is gone
+	$(BIN)/python tests/bench/rollout.py
 
 .PHONY: clean
 clean: ## Remove all fleets of this checkout, the images, .venv and caches

@@ -20,7 +20,7 @@ export MOLECULE_GLOB := molecule/*/molecule.yml
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup setup-tests setup-bench
 setup: ## Install what this machine lacks: packages, and Docker only where there is none

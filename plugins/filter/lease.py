@@ -8,7 +8,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils import lease
 
 
 def lock_held(results: list) -> bool:
-    """Whether a majority of those that answered have given it."""
+    """Whether a majority of all gateways have given it."""
     return lease.decide(results)["held"]
 
 

@@ -50,9 +50,16 @@ def lock_stop(results: list) -> dict:
     return lease.decide(results)["stop"] or {}
 
 
+def failure_text(result: dict) -> str:
+    """Why a task failed: of a loop, why its items did, each reason once."""
+    items = [item for item in result.get("results") or [] if item.get("failed")]
+    texts = [str(item.get("msg") or "no reason given") for item in items] or [str(result.get("msg") or "no reason given")]
+    return "; ".join(dict.fromkeys(texts))
+
+
 class FilterModule:
     """Filters of rollout.yml and rollback.yml."""
 
     def filters(self):
-        public = (unanswered, probe_targets, gate_limits, share_of, lock_stop, canary.canary_verdict)
+        public = (unanswered, probe_targets, gate_limits, share_of, lock_stop, failure_text, canary.canary_verdict)
         return {"actor_name": actor.named, **{function.__name__: function for function in public}}

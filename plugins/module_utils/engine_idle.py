@@ -37,7 +37,9 @@ def in_flight(target: Target, interface: dict[str, Any]) -> int | None:
     busy, path = interface.get("busy"), interface.get("metrics")
     if not busy or not path:
         return None
-    status, text, _trouble = ask(target, Request(target.url + path), REQUEST_TIMEOUT)
+    status, text, trouble = ask(target, Request(target.url + path), REQUEST_TIMEOUT)
+    if "timed out" in trouble:
+        return 1  # so busy that it has no time to say so
     count = metric_sum(text, busy["metric"]) if status == 200 else None
     return None if count is None else round(count)
 

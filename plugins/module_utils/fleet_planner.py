@@ -29,6 +29,7 @@ class FleetPlanner:
         self.asked = set(params["asked"])
         self.held = {name: dict(host["blobs"]) for name, host in self.answered.items()}
         self.rollout: dict | None = None
+        self.unsettled = False
 
     def note(self, faults: list[Fault]) -> None:
         self.faults.extend(faults)
@@ -65,6 +66,7 @@ class FleetPlanner:
             "clients": clients,
             "frozen": frozen,
             "rollout": self.rollout,
+            "unsettled": self.unsettled,
             "status": status_rows(result.plan, self.states()),
             "diff": {"before": current or {}, "after": result.plan},
         }
@@ -91,16 +93,33 @@ class FleetPlanner:
         catalog = {model["name"]: model for model in models}
         if asked["close"] and current:
             plan, leaving = rollouts.close(asked)
+            leaving += self.strays(plan, asked["model"], leaving)
             return PlanResult(plan, leaving, pending(plan, catalog), changes(current, plan, leaving), [])
         opened = rollouts.open(asked, self.node_list(), self.answered)
         self.note(opened.faults)
         if opened.faults:
             return PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
         self.rollout = rollouts.told(opened, asked, [host for name, host in sorted(self.answered.items()) if name in self.gateways])
+        leaving = self.strays(opened.plan, asked["model"])
+        # An earlier run has closed it, and did not get to the end of that.
+        self.unsettled = self.rollout is None and (bool(leaving) or self.outdated(opened.plan))
+        return PlanResult(opened.plan, leaving, pending(opened.plan, catalog), self.rollout["lines"] if self.rollout else [], [])
+
+    def strays(self, plan: dict, model: str, known: list[dict] | None = None) -> list[dict]:
+        """Instances of a model that run although the plan has none of that name there, without those that are known."""
         running = {name: host["instances"] for name, host in self.answered.items()}
-        leaving = [it for it in stray_instances(opened.plan, running, self.node_list()) if it["model"] == asked["model"]]
-        waiting = pending(opened.plan, catalog)
-        return PlanResult(opened.plan, leaving, waiting, self.rollout["lines"] if self.rollout else [], [])
+        places = {(it["id"], it["host"]) for it in known or []}
+        found = stray_instances(plan, running, self.node_list())
+        return [it for it in found if it["model"] == model and (it["id"], it["host"]) not in places]
+
+    def outdated(self, plan: dict) -> bool:
+        """Whether a host has another plan, or a gateway a route of a rollout that is over."""
+        open_ones = set(plan.get("rollouts", {}))
+        return any(host["plan"] != plan or set(host.get("routes", {})) - open_ones for host in self.answered.values() if self.planned(host))
+
+    def planned(self, host: dict) -> bool:
+        """Whether the plan is noted on a host: on depots it is not."""
+        return host["name"] in self.gateways or host["name"] in self.params["nodes"]
 
     def check_written(self) -> tuple:
         """What the operator wrote: paths, groups, catalog, clients, lockfile."""

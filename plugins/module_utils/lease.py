@@ -154,7 +154,7 @@ class Lease:
 def decide(results: list[dict], here: Mapping[str, str] | None = None) -> dict:
     """What the answers of several gateways amount to.
 
-    It is held where a majority of the gateways that answered have given it to this run; at least one. `have` names those gateways,
+    It is held where a majority of all gateways, silent ones included, have given it to this run. `have` names those gateways,
     `missing` is how many did not answer, and `holder` is who else has it, on most of them. With `here`, the actor of this run, it
     also says of whom it is certain that the run has ended (`gone`).
     """
@@ -169,7 +169,7 @@ def decide(results: list[dict], here: Mapping[str, str] | None = None) -> dict:
 
     holder = max(others, key=weight) if others else None
     return {
-        "held": len(have) * 2 > len(answers),
+        "held": len(have) * 2 > len(results),
         "holder": holder,
         "holder_gone": holder is not None and holder in gone,
         "have": have,

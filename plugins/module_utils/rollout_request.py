@@ -34,7 +34,7 @@ ASKED = {
     "who": {"type": "str", "required": True},
     "why": {"type": "str", "default": ""},
     "only": {"type": "str"},
-    "close": {"type": "str", "choices": ["commit", "abandon"]},
+    "close": {"type": "str", "choices": ["commit", "abandon", "tidy"]},
     "rejected": {"type": "str", "default": ""},
 }
 
@@ -76,7 +76,7 @@ class Rollouts:
 
     def close(self, asked: dict[str, Any]) -> tuple[dict, list[dict]]:
         """The plan without the rollout, and the instances that go. One that is closed already stays so."""
-        if asked["model"] not in self.current.get("rollouts", {}):
+        if asked["close"] == "tidy" or asked["model"] not in self.current.get("rollouts", {}):
             return self.current, []
         now = stamp(datetime.now(timezone.utc))
         if asked["close"] == "commit":

@@ -137,9 +137,11 @@ options:
         description: Id of the rollout that is meant. Where it is not open any more, nothing is opened.
         type: str
       close:
-        description: End the open rollout instead. The new release becomes the model's (V(commit)), or goes (V(abandon)).
+        description:
+          - End the open rollout instead. The new release becomes the model's (V(commit)), or goes (V(abandon)).
+          - Where none is open, the plan stays as it is, and what is left of an earlier one leaves.
         type: str
-        choices: [commit, abandon]
+        choices: [commit, abandon, tidy]
       rejected:
         description: With V(abandon), why the release is not to be tried again. Empty if it may be.
         type: str
@@ -248,6 +250,10 @@ rollout:
       all of it for people.
     - None where O(rollout) is not given, or the model runs that release already.
   type: dict
+  returned: always
+unsettled:
+  description: With O(rollout), where there is nothing to roll out, whether an earlier run was broken off while it closed its rollout.
+  type: bool
   returned: always
 status:
   description: What should run and what does, a row for each instance.

@@ -18,12 +18,18 @@ MATCHERS = ("expect", "exact", "regex", "schema")
 QUOTED = 200
 # They say something to people and nothing about an answer.
 ANNOTATIONS = {"$comment", "$schema", "default", "description", "examples", "title"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 TYPES: dict[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, list),
     "boolean": lambda value: isinstance(value, bool),
     "integer": lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
     "null": lambda value: value is None,
-    "number": lambda value: _is_number(value),
+    "number": _is_number,
     "object": lambda value: isinstance(value, dict),
     "string": lambda value: isinstance(value, str),
 }
@@ -109,10 +115,6 @@ def _object_violation(value: dict[str, Any], schema: dict[str, Any], where: str)
                 return f"{where} must not have {quoted(name)}"
     parts = (violation(value[name], inner, f"{where}.{name}") for name, inner in properties.items() if name in value)
     return next(filter(None, parts), "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -163,9 +163,9 @@ def decide(results: list[dict], here: Mapping[str, str] | None = None) -> dict:
     others = [result["holder"] for result in answers if not result["taken"] and result["holder"]]
     gone = [other for other in others if here is not None and actor.is_gone(other, here)]
 
-    def weight(other: dict) -> tuple:
+    def weight(candidate: dict) -> tuple:
         # Who is still there counts for more than who is not.
-        return other not in gone, sum(actor.same(other, one) for one in others), other["seconds_left"]
+        return candidate not in gone, sum(actor.same(candidate, each) for each in others), candidate["seconds_left"]
 
     holder = max(others, key=weight) if others else None
     return {

@@ -33,7 +33,7 @@ def tls(ca: str) -> ssl.SSLContext:
 def http_request(gateway: str, token: str, model: str, tokens: int, streamed: bool, by_path: bool, exact: bool) -> bytes:
     """A whole request, as bytes."""
     # A version can only be named in the path.
-    name, version, _ = model.partition("@")
+    name, version, _rest = model.partition("@")
     body = {"model": name, "messages": PROMPT, "max_tokens": tokens, "stream": streamed, "temperature": 0, "seed": 0}
     if exact:
         body["ignore_eos"] = True

@@ -78,7 +78,7 @@ class Response:
         if words[1].startswith("1"):
             return True
         self.status = int(words[1])
-        self.headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        self.headers = {name.strip().lower(): value.strip() for name, _colon, value in (line.partition(":") for line in lines)}
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             self._step = self._read_size
         elif "content-length" in self.headers:
@@ -218,8 +218,8 @@ class Connection(asyncio.Protocol):
             self.usable = self._response.keeps_connection
             self._settle(self._response.unfinished)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         if self._response:
-            reason = f" ({type(error).__name__})" if error else ""
+            reason = f" ({type(exc).__name__})" if exc else ""
             self._settle(self._response.unfinished + reason)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright (c) localfirst.llm_fleet contributors
 # SPDX-License-Identifier: Apache-2.0
 """Clients that stream from the fleet all the time, and count every answer that is broken, short, duplicated, late or refused.

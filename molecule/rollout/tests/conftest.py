@@ -86,15 +86,18 @@ class Rollouts:
         file.write_text(json.dumps({"llm_fleet_models": models}))
         return ["-e", f"@{file}", "-e", f"report_file={self.folder / 'report.json'}", "-e", f"model={model}"]
 
-    def run(self, model: str, *arguments: str, playbook: str = "rollout", cwd: Path = REPO, **changes) -> Ended:
+    def run(self, model: str, *arguments: str, playbook: str = "rollout", cwd: Path = REPO, insist: bool = True, **changes) -> Ended:
         report = self.folder / "report.json"
         report.unlink(missing_ok=True)
-        done = self.fleet.playbook(playbook, *self.variables(model, **changes), *arguments, check=False, cwd=cwd)
+        # What an earlier test has taken back is no reason to refuse it here.
+        more = ("-e", "retry_rejected=true") if insist else ()
+        done = self.fleet.playbook(playbook, *self.variables(model, **changes), *arguments, *more, check=False, cwd=cwd)
         output = done.stdout + done.stderr
         return Ended(done.returncode, output, json.loads(report.read_text()) if report.exists() else {})
 
     def start(self, model: str, *arguments: str, output: Path, playbook: str = "rollout", **changes) -> subprocess.Popen:
-        return self.fleet.start(playbook, *self.variables(model, **changes), *arguments, output=output)
+        insist = ("-e", "retry_rejected=true")
+        return self.fleet.start(playbook, *self.variables(model, **changes), *arguments, *insist, output=output)
 
 
 @pytest.fixture
@@ -147,15 +150,32 @@ def everywhere(fleet: Fleet, version: str, model: str = "talk") -> bool:
     return told and versions(fleet, model) == {node: [version] for node in nodes}
 
 
-@pytest.fixture(autouse=True)
-def begin_with_the_first_version(fleet, rollouts):
-    """Each test begins where the fleet runs 1.0.0 and no rollout is open."""
-    for model in ("talk", "solo"):
-        plan = fleet.plan()
-        if model in plan["rollouts"]:
+@dataclasses.dataclass
+class Turn:
+    """From which version to which a test goes: a test ends where it ends, and the next one goes the other way."""
+
+    old: str
+    new: str
+
+    @property
+    def arguments(self) -> tuple:
+        return ("-e", f"version={self.new}")
+
+
+@pytest.fixture
+def turn_of(fleet, rollouts):
+    """`turn_of("talk")`, once no rollout of it is open."""
+
+    def begin(model: str) -> Turn:
+        if model in fleet.plan()["rollouts"]:
             rollouts.run(model, playbook="rollback")
-        if fleet.plan()["models"][model]["version"] != "1.0.0":
-            back = ("-e", "version=1.0.0", "-e", "retry_rejected=true", "-e", "accept_outage=true")
-            done = rollouts.run(model, *back, rollout={"canary": "none"})
-            assert done.status == 0, done.output[-4000:]
-    until(lambda: everywhere(fleet, "1.0.0"), 30)
+        old = fleet.plan()["models"][model]["version"]
+        until(lambda: everywhere(fleet, old, model), 30)
+        return Turn(old, "1.1.0" if old == "1.0.0" else "1.0.0")
+
+    return begin
+
+
+@pytest.fixture
+def turn(turn_of) -> Turn:
+    return turn_of("talk")

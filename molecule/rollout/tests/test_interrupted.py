@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.localfirst.llm_fleet.molecule.conftest import until
 from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, unharmed
 
-NEW = ("-e", "version=1.1.0", "-e", "strategy=surge")
+SURGE = ("-e", "strategy=surge")
 long = pytest.mark.long
 # (task, how often it has begun) at which the controller is killed.
 POINTS = [
@@ -46,66 +46,68 @@ def kill_at(process, output, task: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("task, times", POINTS)
-def test_killed_at(fleet, rollouts, load, tmp_path, task, times):
+def test_killed_at(fleet, rollouts, load, turn, tmp_path, task, times):
     with load() as clients:
         output = tmp_path / "killed"
-        process = rollouts.start("talk", *NEW, output=output)
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         kill_at(process, output, task, times)
         # From another directory, and in time: a run that is dead holds no lock.
-        done = rollouts.run("talk", *NEW, cwd=tmp_path)
+        done = rollouts.run("talk", *turn.arguments, *SURGE, cwd=tmp_path)
     assert done.status == 0, done.output[-5000:]
     unharmed(clients.report)
-    assert everywhere(fleet, "1.1.0")
+    assert everywhere(fleet, turn.new)
     for gateway in fleet.hosts("gateways"):
         routes = json.loads(fleet.shell(gateway, "cat /var/lib/llm_fleet/routes.json"))
         assert routes["routes"] == {} and fleet.shell(gateway, "ls /var/lib/llm_fleet/locks") == ""
 
 
 @pytest.mark.long
-def test_status_tells_of_an_interrupted_rollout_and_rollback_takes_it_back(fleet, rollouts, load, tmp_path):
+def test_status_tells_of_an_interrupted_rollout_and_rollback_takes_it_back(fleet, rollouts, load, turn, tmp_path):
     with load() as clients:
         output = tmp_path / "killed"
-        process = rollouts.start("talk", *NEW, output=output)
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         kill_at(process, output, "Drain the instances", 1)
         file = tmp_path / "status.json"
         fleet.playbook("status", "-e", f"status_file={file}")
         [row] = json.loads(file.read_text())["rollouts"]
-        assert (row["model"], row["from"], row["to"]) == ("talk", "1.0.0", "1.1.0")
+        assert (row["model"], row["from"], row["to"]) == ("talk", turn.old, turn.new)
         # site.yml leaves the model alone meanwhile.
         fleet.playbook("site")
-        assert fleet.plan()["rollouts"]["talk"]["to_version"] == "1.1.0"
+        assert fleet.plan()["rollouts"]["talk"]["to_version"] == turn.new
         done = rollouts.run("talk", playbook="rollback")
     assert done.status == 0, done.output[-5000:]
     assert done.report["outcome"] == "taken back"
     unharmed(clients.report)
-    assert everywhere(fleet, "1.0.0")
+    assert everywhere(fleet, turn.old)
 
 
 @pytest.mark.long
-def test_one_that_is_under_way_stops_when_it_is_asked_to(fleet, rollouts, load, tmp_path):
+def test_one_that_is_under_way_stops_when_it_is_asked_to(fleet, rollouts, load, turn, tmp_path):
     with load() as clients:
         output = tmp_path / "running"
-        process = rollouts.start("talk", *NEW, output=output, rollout={"canary": {"share": 20, "bake": "60s", "min_requests": 5}})
+        canary = {"canary": {"share": 20, "bake": "60s", "min_requests": 5}}
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output, rollout=canary)
         until(lambda: "TASK [Send a few clients" in output.read_text(), 300)
-        refused = rollouts.run("talk", *NEW)
+        refused = rollouts.run("talk", *turn.arguments, *SURGE)
         assert refused.status != 0 and "rollout-talk" in refused.output and "since" in refused.output
         done = rollouts.run("talk", playbook="rollback")
         assert process.wait(300) != 0
     assert "asked this rollout to stop" in output.read_text()
     assert done.status == 0, done.output[-5000:]
     unharmed(clients.report)
-    assert everywhere(fleet, "1.0.0")
+    assert everywhere(fleet, turn.old)
 
 
 @pytest.mark.long
-def test_rollouts_of_two_models_go_side_by_side(fleet, rollouts, load, tmp_path):
+def test_rollouts_of_two_models_go_side_by_side(fleet, rollouts, load, turn, turn_of, tmp_path):
+    solo = turn_of("solo")
     with load(models=["talk", "solo"]) as clients:
         output = tmp_path / "solo"
         other = type(rollouts)(rollouts.fleet, rollouts.catalog, tmp_path / "other")
         other.folder.mkdir()
-        process = other.start("solo", "-e", "version=1.1.0", output=output)
-        done = rollouts.run("talk", *NEW)
+        process = other.start("solo", *solo.arguments, output=output)
+        done = rollouts.run("talk", *turn.arguments, *SURGE)
         assert process.wait(400) == 0, output.read_text()[-4000:]
     assert done.status == 0, done.output[-5000:]
     unharmed(clients.report)
-    assert everywhere(fleet, "1.1.0") and everywhere(fleet, "1.1.0", "solo")
+    assert everywhere(fleet, turn.new) and everywhere(fleet, solo.new, "solo")

@@ -14,7 +14,7 @@ from ansible_collections.localfirst.llm_fleet.molecule.conftest import until
 from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, unharmed, versions
 
 pytestmark = pytest.mark.long
-NEW = ("-e", "version=1.1.0", "-e", "strategy=surge")
+SURGE = ("-e", "strategy=surge")
 SILENT = "iptables {} INPUT -p tcp --dport 22 -j DROP"
 
 
@@ -32,17 +32,17 @@ def silent(fleet, gateway):
         fleet.shell(gateway, SILENT.format("-D"))
 
 
-def test_a_node_that_dies_takes_nobody_along(fleet, rollouts, load, tmp_path):
+def test_a_node_that_dies_takes_nobody_along(fleet, rollouts, turn, load, tmp_path):
     output = tmp_path / "output"
     with load() as clients:
-        process = rollouts.start("talk", *NEW, output=output)
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         begun(output, "Watch")
         subprocess.run(["docker", "kill", fleet.container("gpu3")], check=True, capture_output=True)
         try:
             assert process.wait(400) != 0
             report = json.loads((rollouts.folder / "report.json").read_text())
             assert report["outcome"] == "taken back" and not report["rejected"], report
-            assert versions(fleet) == {"gpu1": ["1.0.0"], "gpu2": ["1.0.0"]}
+            assert versions(fleet) == {"gpu1": [turn.old], "gpu2": [turn.old]}
         finally:
             subprocess.run(["docker", "start", fleet.container("gpu3")], check=True, capture_output=True)
             until(lambda: fleet.shell("gpu3", "systemctl is-active ssh docker", check=False).split() == ["active", "active"])
@@ -50,21 +50,21 @@ def test_a_node_that_dies_takes_nobody_along(fleet, rollouts, load, tmp_path):
     assert clients.report.refused_total == 0
     assert clients.report.broken <= 6, clients.report.faults
     fleet.playbook("site")
-    assert everywhere(fleet, "1.0.0")
+    assert everywhere(fleet, turn.old)
 
 
-def test_no_rollout_begins_while_a_gateway_is_silent(fleet, rollouts):
+def test_no_rollout_begins_while_a_gateway_is_silent(fleet, rollouts, turn):
     plan = fleet.plan()
     with silent(fleet, "gw2"):
-        done = rollouts.run("talk", *NEW)
+        done = rollouts.run("talk", *turn.arguments, *SURGE)
         assert done.status != 0 and "gateway gw2 does not answer" in done.output
         assert fleet.plan() == plan
 
 
-def test_a_gateway_that_falls_silent_in_mid_drain_breaks_nothing(fleet, rollouts, load, tmp_path):
+def test_a_gateway_that_falls_silent_in_mid_drain_breaks_nothing(fleet, rollouts, turn, load, tmp_path):
     output = tmp_path / "output"
     with load() as clients:
-        process = rollouts.start("talk", *NEW, output=output)
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         begun(output, "Drain the instances")
         with silent(fleet, "gw2"):
             assert process.wait(500) != 0
@@ -73,18 +73,18 @@ def test_a_gateway_that_falls_silent_in_mid_drain_breaks_nothing(fleet, rollouts
         done = rollouts.run("talk", playbook="rollback")
     assert done.status == 0, done.output[-5000:]
     unharmed(clients.report)
-    assert everywhere(fleet, "1.0.0")
+    assert everywhere(fleet, turn.old)
 
 
 @pytest.mark.parametrize("verb", ["reload", "restart"])
-def test_haproxy_may_come_and_go_in_mid_drain(fleet, rollouts, load, tmp_path, verb):
+def test_haproxy_may_come_and_go_in_mid_drain(fleet, rollouts, turn, load, tmp_path, verb):
     output = tmp_path / "output"
     with load(tokens=(400, 900)) as clients:
-        process = rollouts.start("talk", *NEW, output=output)
+        process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         begun(output, "Drain the instances")
         fleet.shell("gw1", f"systemctl {verb} haproxy")
         assert process.wait(400) == 0, output.read_text()[-4000:]
-    assert everywhere(fleet, "1.1.0")
+    assert everywhere(fleet, turn.new)
     if verb == "reload":
         unharmed(clients.report)
     else:
@@ -93,14 +93,14 @@ def test_haproxy_may_come_and_go_in_mid_drain(fleet, rollouts, load, tmp_path, v
         assert [fault for fault in clients.report.faults if fault["gateway"] == other] == []
 
 
-def test_a_full_disk_stops_it_before_anything_is_switched(fleet, rollouts):
+def test_a_full_disk_stops_it_before_anything_is_switched(fleet, rollouts, turn):
     plan = fleet.plan()
     blob = "/var/lib/llm_fleet/store"
     fleet.shell("gpu2", f"rm -rf {blob}/models/talk/2.2.0; mkdir -p {blob}/incoming && mount -t tmpfs -o size=1m tmpfs {blob}/incoming")
     try:
-        done = rollouts.run("talk", "-e", "version=2.2.0", "-e", "retry_rejected=true")
+        done = rollouts.run("talk", "-e", "version=2.2.0")
     finally:
         fleet.shell("gpu2", f"umount {blob}/incoming")
     assert done.status != 0
     assert fleet.plan()["instances"] == plan["instances"]
-    assert everywhere(fleet, "1.0.0")
+    assert everywhere(fleet, turn.old)

@@ -25,6 +25,7 @@ from harness import (
     REPO,
     STATE,
     BenchError,
+    ansible,
     ansible_version,
     fleet,
     main,
@@ -33,6 +34,7 @@ from harness import (
     report,
     run,
     say,
+    seconds,
 )
 from rollout_times import rollback_times, rollout_times
 
@@ -43,6 +45,8 @@ INVENTORY = HERE / "inventory" / "rollout.yml"
 GATEWAYS = ["10.203.2.10:443", "10.203.2.11:443"]
 NODES = 3
 MODEL, FIRST, SECOND, BAD = "talk", "1.0.0", "1.1.0", "2.0.0"
+# People who read. Clients that ask without a pause would measure how the machine shares its time.
+CLIENTS = {"tokens": (32, 160), "pause": 1.0, "seconds": 3600}
 # Nothing is measured by probes: it is the requests of clients that find the bad release out.
 FAILS_UNDER_CLIENTS = {
     "bench_gates": {"path": "none", "slowdown": 3},
@@ -62,6 +66,7 @@ COLUMNS = {
     "canary_s": "canary s",
     "overhead_s": "overhead s",
     "overhead_per_host_s": "per host",
+    "setup_s": "setup s",
     "rollback_s": "rollback s",
 }
 
@@ -71,15 +76,26 @@ def play(name: str, *variables: str) -> None:
 
 
 def rolled_out(version: str, *variables: str) -> dict:
-    """The report of a rollout. One that was taken back has one too."""
+    """The report of a rollout, and its moments; one that was taken back has them, too."""
     file = STATE / "rollout.json"
     file.unlink(missing_ok=True)
+    began = time.time()
     try:
         play("rollout", f"model={MODEL}", f"version={version}", f"report_file={file}", *variables)
     except BenchError:
         if not file.exists():
             raise
-    return json.loads(file.read_text())
+    return {"began": began, "ended": time.time(), **json.loads(file.read_text())}
+
+
+def setup() -> float:
+    """Seconds of one `ansible -m setup` on all hosts, as in the bench of site.yml: how quick this machine is right now."""
+    def gather() -> str:
+        return ansible("ansible", "gateways:gpu_nodes", "-i", INVENTORY, "-m", "ansible.builtin.setup")
+
+    # Connections stay open for two minutes (ansible.cfg), and are opened here.
+    gather()
+    return seconds(gather)
 
 
 class Bench:
@@ -97,18 +113,18 @@ class Bench:
     def watched(self, old: str, action: Callable[[], dict]) -> tuple[dict, dict, Report]:
         """What an action returned, the row of what clients saw meanwhile, and what they saw."""
         tell = {old: answer_prefix(GATEWAYS[0], self.ca, self.token, MODEL)}
-        with StreamLoad(GATEWAYS, self.ca, self.token, [MODEL], clients=self.clients, seconds=3600, tell=tell) as load:
+        with StreamLoad(GATEWAYS, self.ca, self.token, [MODEL], clients=self.clients, tell=tell, **CLIENTS) as load:
+            yardstick = setup()
             began = time.time()
             result = action()
-            ended = time.time()
+            took = time.time() - began
         seen = load.report
         if len(seen.by_version) > 2:
             raise BenchError(f"answers of more than two versions: how they begin tells nothing: {sorted(seen.by_version)}")
         broken = seen.broken + seen.short + seen.duplicated
         row = {
-            "began": began,
-            "ended": ended,
-            "total_s": ended - began,
+            "total_s": took,
+            "setup_s": yardstick,
             "streams": seen.requests,
             "broken": broken,
             "other_faults": seen.failed - broken,
@@ -130,8 +146,9 @@ class Bench:
         told, row, _seen = self.watched(old, lambda: rolled_out(new, f"strategy={strategy}"))
         if told["outcome"] != "rolled out" or told["strategy"] != strategy:
             raise BenchError(f"this was no {strategy} that ended well: {told['outcome']}: {told['why']}")
-        times = rollout_times(told["marks"], row["began"], row["ended"], NODES)
-        return {"what": strategy, **row, **times, "marks": told["marks"]}
+        times = rollout_times(told["marks"], told["began"], told["ended"], NODES)
+        ratio = times["overhead_per_host_s"] / row["setup_s"]
+        return {"what": strategy, **row, **times, "overhead_per_host_in_setups": ratio, "marks": told["marks"]}
 
     def bad(self) -> dict:
         say(f"surge: {FIRST} -> {BAD}, which is slow")
@@ -153,7 +170,7 @@ def runs_first() -> bool:
 def tidy(row: dict) -> dict:
     """A row with all columns, figures rounded."""
     whole = {**dict.fromkeys(COLUMNS), **row}
-    return {key: round(value, 3) if isinstance(value, float) and key not in ("began", "ended") else value for key, value in whole.items()}
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in whole.items()}
 
 
 def headline(rows: dict[str, dict]) -> dict:
@@ -166,6 +183,7 @@ def headline(rows: dict[str, dict]) -> dict:
         "longest_stall_without_rollout_s": usual,
         "longest_stall_ratio": round(stall / usual, 2),
         "overhead_per_host_s": max(row["overhead_per_host_s"] for row in good),
+        "overhead_per_host_in_setups": max(row["overhead_per_host_in_setups"] for row in good),
         "rollback_s": rows["bad"]["rollback_s"],
     }
 
@@ -198,8 +216,9 @@ def bench() -> None:
             f"{NODES} nodes with one replica each, one node in a batch, 2 gateways, {options.clients} clients; all of it on one machine",
             "fixed: checks, plan, staging, opening and closing, before the first batch and after the last one, for any number of hosts",
             "overhead: the batches without loading, draining and the watching of the canary; the worse strategy counts",
+            "setup: one `ansible -m setup` on the same hosts, in the same minutes: seconds of Ansible are as long as the machine is busy",
             "rollback: from the failed gate until the last request began that the old release did not answer completely",
-            "stalls are as long as the machine is busy: the run of site.yml, which changes nothing, is what they are to be compared with",
+            "stalls are as long as the machine is busy, too: they compare with those beside site.yml, which changes nothing",
         ],
         headline(rows),
     )

@@ -72,7 +72,7 @@ lint: venv setup-tests ## Check style: ansible-lint (profile production), yamlli
 	$(WITH_VENV) ansible-lint --offline
 sanity: venv ## Run ansible-test sanity on a copy of the collection
 	@testbed/sanity.sh
-unit: venv ## Run the unit tests (ARGS="-k name" for some of them)
+unit: venv setup-tests ## Run the unit tests (ARGS="-k name" for some of them)
 	$(BIN)/pytest tests/unit $(ARGS)
 molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
 	@status=0; for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \

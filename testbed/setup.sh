@@ -43,7 +43,12 @@ need iproute2 command -v ip
 need curl command -v curl
 need git command -v git
 case "${1:-}" in
-    --tests) need shellcheck command -v shellcheck ;;
+    --tests)
+        need shellcheck command -v shellcheck
+        # Unit tests start these themselves, each with a configuration of its own.
+        need haproxy ls /usr/sbin/haproxy
+        need docker-registry command -v docker-registry
+        ;;
     --bench) need wrk command -v wrk ;;
 esac
 if ! docker=$(docker_command) && ! command -v dockerd >/dev/null; then
@@ -65,6 +70,12 @@ if [ ${#wanted[@]} -gt 0 ]; then
     fi
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${wanted[@]}" \
         >>.cache/apt.log 2>&1 || fail "apt-get install ${wanted[*]} failed; see .cache/apt.log: $(tail -3 .cache/apt.log)"
+    # What came for tests only is not to serve here.
+    for service in haproxy docker-registry; do
+        if [[ " ${wanted[*]} " == *" $service "* && -d /run/systemd/system ]]; then
+            "${sudo[@]}" systemctl disable --now "$service" >>.cache/apt.log 2>&1 || true
+        fi
+    done
 fi
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "python3 is older than 3.11 (Debian 12 has 3.11)"
 

@@ -21,6 +21,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 
 NO_YAML = "Python's YAML library is missing"
 
+TOO_DEEP = "lists or mappings lie too deep in each other"
 DEEPEST = 32  # libyaml's loader recurses, and crashes the process where data nest without end
 
 
@@ -78,8 +79,10 @@ def load_with_lines(text: Any, name: str) -> tuple[Any, list[Fault], Lines]:
         lines = Lines(node)
         return loader.construct_document(node), [], lines
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        return None, [Fault(f"this is not YAML: {error.problem or error.context}", _line(name, mark), "correct it")], Lines()
+        mark, problem = error.problem_mark or error.context_mark, str(error.problem or error.context)
+        # Newer ones of libyaml have a limit of their own, which they come to first.
+        what = TOO_DEEP if "nesting depth" in problem else f"this is not YAML: {problem}"
+        return None, [Fault(what, _line(name, mark), "correct it")], Lines()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99, or broken Unicode
         return None, [Fault(f"this is not YAML: {str(error).splitlines()[0]}", name, "correct it")], Lines()
 
@@ -96,7 +99,7 @@ def _event_faults(events: Iterator[Any], name: str) -> Iterator[Fault]:
             what = f"the alias *{event.anchor} stands for other text"
             yield Fault(what, _line(name, event.start_mark), "write that text out here")
         if depth > DEEPEST:
-            yield Fault("lists or mappings lie too deep in each other", _line(name, event.start_mark), "correct it")
+            yield Fault(TOO_DEEP, _line(name, event.start_mark), "correct it")
             return
 
 

@@ -26,7 +26,6 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import
     wrong,
 )
 
-MATCHERS = ("expect", "exact", "regex", "schema")
 _PER_CENT = text("(?:100|[1-9][0-9]?)%", "a share", "per cent, as in 25%")
 
 
@@ -57,7 +56,7 @@ def _golden(value: Any, where: str, faults: list[Fault]) -> dict | None:
     if clean is None:
         return None
     clean = {key: found for key, found in clean.items() if found is not None}
-    ways = [way for way in MATCHERS if way in clean]
+    ways = [way for way in golden.MATCHERS if way in clean]
     if len(ways) > 1:
         return wrong(faults, f"{' and '.join(ways)} both say what to expect", where, "keep one of them")
     if "regex" in clean:

@@ -20,11 +20,10 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement import Seat, is_wanted, place
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.ports import lease
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import held_releases
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import SLOTS, held_releases
 
 __all__ = ["PlanResult", "choose_current", "make_plan"]
 
-SLOTS = ("a", "b")
 NOTHING: dict = {
     "format": FORMAT,
     "generation": 0,

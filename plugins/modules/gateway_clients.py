@@ -175,10 +175,8 @@ class GatewayClients:
             self.module.fail_json(msg=f"actor: this is nobody: {error}.")
 
     def note(self, result: str) -> None:
-        for what, client, details in self.noted if self.actor and not self.module.check_mode else []:
-            entry = audit.entry_of(self.actor, what, client, result, details)
-            if warning := audit.note(entry, self.module.params["audit_file"]):
-                self.module.warn(warning)
+        notes = [(what, client, result, details) for what, client, details in self.noted]
+        audit.tell(self.module, self.actor, notes, self.module.params["audit_file"])
 
     def do(self, action: str, function, *args) -> None:
         self.actions.append(action)

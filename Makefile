@@ -13,10 +13,15 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 # For tools that start others of the virtual environment by name.
 WITH_VENV := PATH="$(BIN):$$PATH"
 
-# Scenarios of `make test`, in this order: the first makes the fleet that the others use.
-SCENARIOS := default gateway models rollout anywhere
-SCENARIOS_LONG := $(SCENARIOS) lifecycle
+# Scenarios of `make test`, in this order: the first makes the fleet that the others use; gpu_host has one of its own,
+# and that one makes room for it.
+SCENARIOS := default gateway models engines rollout anywhere gpu_host
+SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
+# What failed in a scenario, in few words: said once more at the very end, where a log is read first.
+FAILURES := .testbed/molecule/failures.txt
+# What Ansible printed in molecule's own steps (create, check, converge, idempotence).
+PLAYS_LOG := $(CURDIR)/.testbed/molecule/plays.log
 
 .PHONY: help
 help: ## Show this list
@@ -48,11 +53,11 @@ $(VENV)/.installed: testbed/requirements.txt | setup
 images: setup ## Build the testbed's images that are missing or whose recipe changed
 	@$(PYTHON) testbed/images.py
 images-tests: setup
-	@$(PYTHON) testbed/images.py debian12 debian13 llamacpp llamacpp-flaky ollama sources
+	@$(PYTHON) testbed/images.py debian12 debian13 llamacpp llamacpp-flaky ollama sources debian12-gpu debian13-gpu mirror dcgm-exporter tgi sglang
 images-bench: setup
 	@$(PYTHON) testbed/images.py debian12-warm llamacpp upstream
 
-.PHONY: demo demo-rollout demo-down
+.PHONY: demo demo-rollout demo-upgrade demo-down
 demo: setup ## Start a fleet on this machine and ask it a question
 	@echo "▸ Images and virtual environment"
 	@$(MAKE) -j2 venv images
@@ -60,6 +65,9 @@ demo: setup ## Start a fleet on this machine and ask it a question
 demo-rollout: setup ## Roll a new version out on that fleet, and show what clients see; once more, and it goes back
 	@$(MAKE) -j2 venv images
 	@$(BIN)/python testbed/demo_rollout.py
+demo-upgrade: setup ## Bring that fleet's nodes another driver, and show what clients see; once more, and it goes back
+	@$(MAKE) -j2 venv images
+	@$(BIN)/python testbed/demo_upgrade.py
 demo-down: ## Remove all that the demo made
 	@$(PYTHON) testbed/fleet.py down --name llm-fleet-demo
 	@rm -rf .demo .cache/facts
@@ -75,12 +83,18 @@ sanity: venv ## Run ansible-test sanity on a copy of the collection
 unit: venv setup-tests ## Run the unit tests (ARGS="-k name" for some of them)
 	$(BIN)/pytest tests/unit $(ARGS)
 molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
-	@status=0; for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
-	    echo "▸ molecule: $$scenario"; \
+	@mkdir -p $(dir $(FAILURES)); \
+	status=0; rm -f $(FAILURES); for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
+	    echo "▸ molecule: $$scenario"; rm -f $(PLAYS_LOG); \
+	    if [ $$scenario = gpu_host ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; \
 	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
-	    $(WITH_VENV) molecule test --scenario-name $$scenario || { status=$$?; break; }; \
+	    $(WITH_VENV) ANSIBLE_LOG_PATH=$(PLAYS_LOG) molecule test --scenario-name $$scenario || { status=$$?; break; }; \
 	done; \
-	if [ -z "$(KEEP)" ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; exit $$status
+	if [ $$status != 0 ]; then testbed/last_failures.sh $(PLAYS_LOG) >> $(FAILURES); fi; \
+	if [ -z "$(KEEP)" ]; then for inventory in molecule/inventory molecule/gpu_host/inventory; do \
+	    $(BIN)/python testbed/fleet.py down --inventory $$inventory; \
+	done; fi; \
+	cat $(FAILURES) 2>/dev/null || true; exit $$status
 
 .PHONY: test test-long bench bench-store bench-rollout
 test: ## Everything that a change must pass

@@ -11,6 +11,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import pytest
 import testinfra
+
+from ansible_collections.localfirst.llm_fleet.tests.load.report import Report
 
 REPO = Path(__file__).resolve().parent.parent
 INVENTORY = REPO / "molecule" / "inventory"
@@ -54,9 +57,10 @@ class Gateway:
     name: str
     address: str
     port: int = 443
+    ca: Path = STATE / "ca" / "ca.pem"
 
     def connect(self, timeout: float = 30, alpn: tuple = ("http/1.1",)) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=str(STATE / "ca" / "ca.pem"))
+        context = ssl.create_default_context(cafile=str(self.ca))
         context.set_alpn_protocols(list(alpn))
         plain = socket.create_connection((self.address, self.port), timeout=timeout)
         return context.wrap_socket(plain, server_hostname=self.address)
@@ -107,8 +111,9 @@ class Gateway:
         response = self.open("POST", "/v1/chat/completions", token, body, timeout=timeout)
         assert response.status == 200, response.read()
         while line := response.readline():
-            if line.startswith(b"data: "):
-                yield time.monotonic() - start, line[6:].strip().decode()
+            # The space after the colon is up to the engine.
+            if line.startswith(b"data:"):
+                yield time.monotonic() - start, line[5:].strip().decode()
 
 
 @dataclasses.dataclass
@@ -116,7 +121,11 @@ class Fleet:
     """The fleet of containers behind an inventory."""
 
     path: Path = INVENTORY
-    state = STATE
+    state: Path = STATE
+
+    @property
+    def ca(self) -> Path:
+        return self.state / "ca" / "ca.pem"
 
     @cached_property
     def inventory(self) -> dict:
@@ -135,7 +144,7 @@ class Fleet:
         return f"{self.inventory['_meta']['hostvars'][host]['testbed_network']['name']}-{host}"
 
     def gateway(self, name: str = "gw1") -> Gateway:
-        return Gateway(name, self.address(name))
+        return Gateway(name, self.address(name), ca=self.ca)
 
     def shell(self, host: str, script: str, check: bool = True) -> str:
         """Run a script on a host, past Ansible and ssh, and return what it prints."""
@@ -160,11 +169,11 @@ class Fleet:
         return {row["svname"]: row for row in rows if row["type"] == "2"}
 
     def playbook(
-        self, name: str, *arguments: str, check: bool = True, inventory: Path | None = None, cwd: Path = REPO
+        self, name: str, *arguments: str, check: bool = True, inventory: Path | None = None, cwd: Path = REPO, timeout: float = 900
     ) -> subprocess.CompletedProcess:
         """Run one of the collection's playbooks as an operator would."""
         command = self._playbook(name, arguments, inventory or self.path, cwd)
-        done = subprocess.run(**command, check=False, capture_output=True, timeout=900)
+        done = subprocess.run(**command, check=False, capture_output=True, timeout=timeout)
         assert not check or done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
         return done
 
@@ -174,16 +183,16 @@ class Fleet:
             command = self._playbook(name, arguments, inventory or self.path, REPO)
             return subprocess.Popen(**command, stdout=handle, stderr=subprocess.STDOUT, start_new_session=True)
 
-    @staticmethod
-    def _playbook(name: str, arguments: tuple, inventory: Path, cwd: Path) -> dict:
+    def _playbook(self, name: str, arguments: tuple, inventory: Path, cwd: Path) -> dict:
         environment = {
-            **os.environ,
+            # That log is of molecule's own steps; a failure that a test asks for has no place in it.
+            **{name: value for name, value in os.environ.items() if name != "ANSIBLE_LOG_PATH"},
             "ANSIBLE_CONFIG": str(REPO / "ansible.cfg"),
             "ANSIBLE_COLLECTIONS_PATH": str(REPO / ".venv" / "collections"),
             # Molecule forces colours, and they would stick to what a test reads.
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(STATE / "facts"),
+            "ANSIBLE_CACHE_PLUGIN_CONNECTION": str(self.state / "facts"),
             "PATH": f"{BIN}:{os.environ['PATH']}",
         }
         command = [BIN / "ansible-playbook", REPO / "playbooks" / f"{name}.yml", "-i", inventory, *arguments]
@@ -207,6 +216,29 @@ def until(true, seconds: float = 60, every: float = 0.5):
         assert time.monotonic() < deadline, f"not so within {seconds} s: {getattr(true, '__name__', true)}"
         time.sleep(every)
     return result
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("LLM_FLEET_LONG"):
+            item.add_marker(pytest.mark.skip(reason="LLM_FLEET_LONG=1, or make test-long, runs it"))
+
+
+def pytest_runtest_logreport(report):
+    """Keep what failed, in few words, for `make` to say again at the very end: logs of CI are read from there."""
+    if report.failed:
+        lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")] or report.longreprtext.splitlines()
+        told = [line for line in lines[3:-8] if re.search(r"fatal|ERROR|FAILED|error:", line)]
+        shown = [line[:400] for line in (*lines[:3], *told[-8:], *lines[3:][-8:])]
+        STATE.mkdir(parents=True, exist_ok=True)
+        with (STATE / "failures.txt").open("a") as handle:
+            handle.write("\n".join((f"FAILED {report.nodeid} ({report.when})", *shown, "")))
+
+
+def unharmed(report: Report) -> None:
+    """Nobody noticed: every answer came, whole and in time."""
+    assert report.requests > 50, "too few requests to say anything"
+    assert report.failed == 0, report.faults[:10]
 
 
 @pytest.fixture(scope="session")

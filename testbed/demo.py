@@ -130,17 +130,39 @@ print(fleet.chat.completions.create(model="{MODEL}", messages=[{{"role": "user",
 max_tokens=16).choices[0].message.content)
 END
 
-`make demo-rollout` brings it a new version of {MODEL} while clients stream. `make demo-down` removes the fleet and .demo/.""")
+`make demo-rollout` brings it a new version of {MODEL} while clients stream, and `make demo-upgrade` its nodes another driver.
+`make demo-down` removes the fleet and .demo/.""")
+
+
+def read_plan(fleet: testbed.Fleet) -> dict:
+    """The plan that the fleet has; without models where it has none."""
+    gateway = next(fleet.container(host) for host in fleet.hosts if host.name == "gw1")
+    plan = json.loads(testbed.docker("exec", gateway, "cat", "/var/lib/llm_fleet/plan.json", check=False) or "{}")
+    return {"models": {}, "rollouts": {}, "maintenance": {}, **plan}
+
+
+def serves(fleet: testbed.Fleet) -> bool:
+    """Whether the demo runs, and somebody can ask."""
+    running = testbed.docker("ps", "--format={{.Names}}").split()
+    here = {fleet.container(host) for host in fleet.hosts} <= set(running)
+    return here and MODEL in read_plan(fleet)["models"] and token_works()
+
+
+def say_what_is_double() -> None:
+    print("  (GPUs and NVIDIA's packages are doubles: what asks for a GPU finds one, and the engines compute on the CPU)", flush=True)
 
 
 def bring_up() -> None:
     """All that has to be there before somebody can ask."""
     step("Servers: one gateway, two GPU nodes, a depot, and a host that stands for the outside world")
     testbed.up(testbed.read_fleet(INVENTORY), timeout=180)
+    say_what_is_double()
     step("Outside: tiny models on a web server, the engines' images in a registry")
     subprocess.run([sys.executable, REPO / "testbed" / "supply.py", "-i", INVENTORY], check=True)
     step("The lockfile: every file and every image by digest")
     playbook("lock")
+    step("The nodes: driver, Docker and container toolkit, and a reboot where one is needed")
+    playbook("hosts", "prepare=all", "reboot=if_required")
     step("The fleet: the depot fetches each file once, the nodes take it from there")
     playbook("site")
     step("A token for the client `demo`")

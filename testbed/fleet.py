@@ -7,6 +7,7 @@ A fleet's definition is its Ansible inventory, read with ansible-inventory:
   testbed_network   {name, subnet}; the name is the fleet's, containers are called <name>-<host>
   testbed_state     directory for ssh key and known_hosts, relative to the repository (default .testbed/<name>)
   testbed_image     per host: debian12, debian13, upstream, … (hosts without it are not made)
+  testbed_gpus      per host: its GPUs at first, a scenario of testbed/doubles/nvidia_smi; its image holds that double
   testbed_publish   per host: ports published on this machine, as docker run --publish takes them
   ansible_host      per host: its fixed address
 All that it makes carries labels with the fleet's name and this checkout, and only that is ever removed.
@@ -47,13 +48,14 @@ RUN_FLAGS = [
     "--restart=always", "--stop-signal=SIGRTMIN+3",
 ]
 # Images of hosts with a registry and a file server, for what a fleet gets from outside.
-OUTSIDE = ("upstream", "sources")
-# Runs in a host each time it is brought up: lets the fleet's key in, waits for the end of the
+OUTSIDE = ("upstream", "sources", "mirror")
+# Runs in a host each time it is brought up: lets the fleet's key in, plugs GPUs in where there are none yet, waits for the end of the
 # boot, prints the state, the failed units and the host's own public key.
 ENTER = r"""
 install -d -m 0700 /root/.ssh && install -d -m 0700 -o ops -g ops /home/ops/.ssh
 [ "$(cat /root/.ssh/authorized_keys 2>/dev/null)" = "$KEY" ] || echo "$KEY" > /root/.ssh/authorized_keys
 [ "$(cat /home/ops/.ssh/authorized_keys 2>/dev/null)" = "$KEY" ] || echo "$KEY" > /home/ops/.ssh/authorized_keys
+[ -z "$GPUS" ] || [ -e /etc/testbed/gpus.json ] || testbed-gpus use "$GPUS" >&2
 timeout 60 systemctl is-system-running --wait 2>/dev/null || true
 systemctl list-units --failed --plain --no-legend 2>/dev/null | awk '{printf "%s ", $1}'; echo
 cat /etc/ssh/ssh_host_ed25519_key.pub 2>/dev/null
@@ -70,6 +72,7 @@ class Host:
     image: str
     address: str
     publish: tuple[str, ...]
+    gpus: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,8 @@ def read_fleet(inventory: Path) -> Fleet:
             inside = False
         if not inside:
             raise FleetError(f"{inventory}: host {name}: ansible_host must be an address in {subnet}, not {address!r}")
-        hosts.append(Host(name, values["testbed_image"], address, tuple(values.get("testbed_publish", []))))
+        hosts.append(Host(name, values["testbed_image"], address, tuple(values.get("testbed_publish", [])),
+                          values.get("testbed_gpus", "")))
     state = REPO / next(iter(hostvars.values())).get("testbed_state", f".testbed/{network['name']}")
     return Fleet(network["name"], str(subnet), state, tuple(hosts))
 
@@ -246,7 +250,7 @@ def wait_for_host(fleet: Fleet, host: Host, public_key: str, deadline: float) ->
     """Wait until systemd is up and sshd answers. Return the host's line for known_hosts."""
     name, last = fleet.container(host), "no answer"
     while time.monotonic() < deadline:
-        output = docker("exec", "-e", f"KEY={public_key}", name, "sh", "-c", ENTER, check=False).splitlines()
+        output = docker("exec", "-e", f"KEY={public_key}", "-e", f"GPUS={host.gpus}", name, "sh", "-c", ENTER, check=False).splitlines()
         if len(output) == 3 and output[0] in ("running", "degraded"):
             if output[1].strip():
                 print(f"  {host.name:<14} failed units: {output[1]}", flush=True)

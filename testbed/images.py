@@ -35,7 +35,8 @@ DOCKER = shlex.split(os.environ.get("DOCKER", "docker"))
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
 # The lines of mmdebstrap's log that say how far it is.
 SHOWN = ("I: running apt", "I: download", "I: extract", "I: install", "I: creating")
-DEFAULT = ["debian12", "debian13", "llamacpp", "ollama", "upstream"]
+# Those of the demo.
+DEFAULT = ["debian12", "debian12-gpu", "debian13", "debian13-gpu", "llamacpp", "mirror", "ollama"]
 
 
 class BuildError(Exception):

@@ -17,7 +17,7 @@ PLAYS = {
 
 @dataclasses.dataclass
 class Story:
-    """Is told the events of testbed/callbacks/rollout_events.py, and makes sentences of them."""
+    """Is told the events of testbed/callbacks/run_events.py, and makes sentences of them."""
 
     rollout: dict = dataclasses.field(default_factory=dict)
     share: float = 0

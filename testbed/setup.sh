@@ -48,6 +48,8 @@ case "${1:-}" in
         # Unit tests start these themselves, each with a configuration of its own.
         need haproxy ls /usr/sbin/haproxy
         need docker-registry command -v docker-registry
+        need nftables ls /usr/sbin/nft
+        need prometheus-node-exporter command -v prometheus-node-exporter
         ;;
     --bench) need wrk command -v wrk ;;
 esac
@@ -71,7 +73,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${wanted[@]}" \
         >>.cache/apt.log 2>&1 || fail "apt-get install ${wanted[*]} failed; see .cache/apt.log: $(tail -3 .cache/apt.log)"
     # What came for tests only is not to serve here.
-    for service in haproxy docker-registry; do
+    for service in haproxy docker-registry prometheus-node-exporter; do
         if [[ " ${wanted[*]} " == *" $service "* && -d /run/systemd/system ]]; then
             "${sudo[@]}" systemctl disable --now "$service" >>.cache/apt.log 2>&1 || true
         fi

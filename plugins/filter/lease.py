@@ -12,12 +12,6 @@ def lock_held(results: list) -> bool:
     return lease.decide(results)["held"]
 
 
-def lock_holder(results: list, here: dict | None = None) -> dict | None:
-    """Who else has it, and whether that run has ended."""
-    decided = lease.decide(results, here)
-    return {**decided["holder"], "gone": decided["holder_gone"]} if decided["holder"] else None
-
-
 def lock_gone(results: list, here: dict) -> list:
     """The other holders whose runs have ended on this controller."""
     return lease.decide(results, here)["gone"]
@@ -32,5 +26,5 @@ class FilterModule:
     """Filters of the playbooks that take a lock."""
 
     def filters(self):
-        public = (lock_gone, lock_held, lock_holder, lock_refusal)
+        public = (lock_gone, lock_held, lock_refusal)
         return {function.__name__: function for function in public}

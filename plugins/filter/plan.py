@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
+import functools
+
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import views
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import plan_picture, views
 
 
 def _filter(view):
     """The view, with its refusals as errors that Ansible shows in one line."""
 
+    @functools.wraps(view)
     def run(*args, **kwargs):
         try:
             return view(*args, **kwargs)
@@ -26,6 +29,7 @@ class FilterModule:
 
     def filters(self):
         public = (
+            plan_picture.plan_picture,
             views.host_instances,
             views.gateway_view,
             views.gateway_servers,

@@ -53,8 +53,15 @@ def lock_stop(results: list) -> dict:
 def failure_text(result: dict) -> str:
     """Why a task failed: of a loop, why its items did, each reason once."""
     items = [item for item in result.get("results") or [] if item.get("failed")]
-    texts = [str(item.get("msg") or "no reason given") for item in items] or [str(result.get("msg") or "no reason given")]
-    return "; ".join(dict.fromkeys(texts))
+    return "; ".join(dict.fromkeys(_reason(item) for item in items or [result]))
+
+
+def _reason(result: dict) -> str:
+    """What a module says; of a program that failed, which says nothing but that, its last lines."""
+    text = str(result.get("msg") or "no reason given")
+    said = (result.get("stderr") or "").split("\n") + (result.get("stdout") or "").split("\n") if result.get("rc") else []
+    lines = [line.strip() for line in said if line.strip()]
+    return f"{text}: {' / '.join(lines[-3:])}" if lines and text == "non-zero return code" else text
 
 
 class FilterModule:

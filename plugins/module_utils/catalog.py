@@ -9,11 +9,13 @@ from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import catalog_rollout, semver, source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import settings_check
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.extra_args import extra_args_faults
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
     Check,
     anything,
     either,
+    flag,
     list_of,
     map_of,
     number,
@@ -43,6 +45,7 @@ def check_catalog(
     clean_clients = _named(clients, "llm_fleet_clients", _CLIENT, faults)
     client_names = [client["name"] for client in clean_clients]
     hosts = list(host_names)
+    model_names = [entry.get("name") for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
 
     def check_model(value: Any, where: str, faults: list[Fault]) -> dict | None:
         model = _MODEL(value, where, faults)
@@ -50,7 +53,7 @@ def check_catalog(
             faults += _version_faults(model, where)
             _choose_engine(model, where, profiles, faults)
             faults += _access_faults(model, where, client_names)
-            faults += _placement_faults(model, where, hosts)
+            faults += _placement_faults(model, where, hosts, model_names)
             faults += catalog_rollout.canary_faults(model, where, client_names)
         return model
 
@@ -110,6 +113,7 @@ def _choose_engine(model: dict, where: str, profiles: dict[str, Any], faults: li
     if engine in profiles:
         clean = settings_check(profiles[engine])(settings, f"{where}.settings", faults) or {}
         model["settings"] = {name: value for name, value in clean.items() if value is not None}
+        faults += extra_args_faults(profiles[engine], model["extra_args"], f"{where}.extra_args")
     elif engine is not None:
         advice = suggestion(engine, profiles, "engines")
         wrong(faults, f"unknown engine '{engine}'", f"{where}.engine", advice)
@@ -126,8 +130,13 @@ def _access_faults(model: dict, where: str, clients: list[str]) -> Iterator[Faul
             yield Fault(f"unknown client {show(name)}", f"{where}.access", suggestion(name, clients, "clients"))
 
 
-def _placement_faults(model: dict, where: str, hosts: list[str]) -> Iterator[Fault]:
+def _placement_faults(model: dict, where: str, hosts: list[str], models: list[Any]) -> Iterator[Fault]:
     """A pattern without a host is a slip. Without any host at all, that is the fault, and found elsewhere."""
+    if (model["per_host"] or 1) > 1 and model["replicas"] != "all":
+        yield Fault("per_host is for models on every host", f"{where}.per_host", "write replicas: all beside it, or leave it out")
+    for name in model["placement"]["apart"]:
+        if name not in models:
+            yield Fault(f"there is no model {show(name)}", f"{where}.placement.apart", suggestion(name, models, "models"))
     for pattern in model["placement"]["hosts"]:
         if hosts and not any(fnmatchcase(host, pattern) for host in hosts):
             advice = suggestion(pattern, hosts, "hosts")
@@ -146,22 +155,40 @@ def _prose_or_none(value: Any, where: str, faults: list[Fault]) -> str | None:
     return "" if value == "" else words.PROSE(value, where, faults)
 
 
+def _any_of(value: Any, where: str, faults: list[Fault]) -> list[str] | None:
+    """A pattern, or a list of them."""
+    return list_of(text())([value] if isinstance(value, str) else value, where, faults)
+
+
 _MODEL = record({
     "name": required(words.MODEL_NAME),
     "version": required(_wanted_version),
     "versions": required(map_of(words.VERSION, record({"source": required(source_url.check)}))),
     "engine": required(words.WORD),
     "settings": optional(anything, default={}),  # the engine's profile checks them
+    "extra_args": optional(list_of(text()), default=[]),  # likewise
     "context": optional(whole(1, 2**24), default=4096),
     "parallel": optional(whole(1, 1024), default=4),
     "replicas": optional(either("all", whole(0, 1000)), default=1),
+    "per_host": optional(whole(1, 64), default=1),
     "gpus": optional(whole(0, 64), default=0),
-    "placement": optional(record({"hosts": optional(list_of(text(), least=1), default=["*"])}), default={}),
+    "share": optional(flag, default=False),
+    "placement": optional(
+        record({
+            "hosts": optional(list_of(text(), least=1), default=["*"]),
+            "labels": optional(map_of(words.WORD, _any_of), default={}),
+            "gpu": optional(_any_of, default=[]),
+            "spread": optional(words.WORD),
+            "apart": optional(list_of(text()), default=[]),
+        }),
+        default={},
+    ),
     "access": optional(list_of(text()), default=[]),
     "queue": optional(whole(0, 100_000), default=16),
     "limits": optional(
         record({
             "memory": optional(_memory),
+            "gpu_memory": optional(_memory),
             "cpus": optional(number(0.01, 4096)),
             "pids": optional(whole(16, 2**22)),
         }),

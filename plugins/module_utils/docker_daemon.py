@@ -23,6 +23,9 @@ RELOADABLE = RESETTABLE | {
     "labels", "live-restore", "registry-mirrors", "runtimes", "shutdown-timeout",
 }
 
+# The one entry of `features` that dockerd looks at while it runs. The others, CDI among them, it reads when it starts.
+LIVE_FEATURES = frozenset(["buildkit"])
+
 _SECRET_KEY = re.compile(r"token|secret|password|credential", re.IGNORECASE)
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
@@ -205,8 +208,16 @@ def changed_keys(before: dict, after: dict) -> tuple[list, list]:
         if key in before and key in after and same(before[key], after[key]):
             continue
         takes = key in RELOADABLE if key in after else key in RESETTABLE
+        if key == "features":
+            takes = takes and _changed_entries(before.get(key), after.get(key)) <= LIVE_FEATURES
         (reload_keys if takes else restart_keys).append(key)
     return reload_keys, restart_keys
+
+
+def _changed_entries(before, after) -> set:
+    """Names that differ between two objects; a value that is none counts as empty."""
+    before, after = (value if isinstance(value, dict) else {} for value in (before, after))
+    return {name for name in {*before, *after} if name not in before or name not in after or not same(before[name], after[name])}
 
 
 def redact(value, key: str = ""):

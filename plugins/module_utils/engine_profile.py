@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import schema, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.memory import CACHE_TYPES
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
     list_of,
     map_of,
@@ -31,9 +32,11 @@ PLACEHOLDERS = {
     "version": "the version of the model",
     "model_path": "the model's first file inside the container",
     "model_dir": "the directory of the model's files inside the container",
+    "config_dir": "the directory of the model's config.json inside the container; model_dir for formats without one",
     "context": "tokens per request",
     "parallel": "requests at once",
     "total_context": "context times parallel",
+    "tensor_parallel": "GPUs of each replica, 1 on CPUs",
     "manifest_digest": "sha256 of the manifest in an Ollama store, 64 digits; empty for other formats",
 }
 
@@ -65,6 +68,20 @@ def settings_check(profile: dict[str, Any]) -> schema.Check:
     return record(fields, "settings")
 
 
+def legacy_warnings(models: Iterable[dict[str, Any]], profiles: dict[str, Any]) -> list[str]:
+    """One line for each engine in use that is on its way out, with the way to another."""
+    users: dict[str, list[str]] = {}
+    for model in models:
+        if model["engine"] is not None and profiles[model["engine"]]["status"] == "legacy":
+            users.setdefault(model["engine"], []).append(model["name"])
+    return [
+        f"{', '.join(sorted(names))}: the engine '{engine}' is legacy, its makers only maintain it."
+        f" Move to {' or '.join(profiles[engine]['successors'])}, which read the same files:"
+        f" change 'engine' and 'settings', then roll out (docs/engines.md)."
+        for engine, names in sorted(users.items())
+    ]
+
+
 def check_profile(profile: Any, where: str) -> list[Fault]:
     """Everything that is wrong with an engine profile; `where` is the name of its file."""
     faults: list[Fault] = []
@@ -73,7 +90,9 @@ def check_profile(profile: Any, where: str) -> list[Fault]:
         for name, spec in profile["settings"].items():
             faults += _setting_faults(spec, f"{where}: settings.{name}")
         faults += _clashes(profile, where)
+        faults += _memory_faults(profile, f"{where}: gpu_memory")
         faults += _http_faults(profile["http"], f"{where}: http")
+        faults += _status_faults(profile, where)
     return faults
 
 
@@ -122,6 +141,30 @@ def _clashes(profile: dict[str, Any], where: str) -> Iterator[Fault]:
     variables += [spec.get("env") for spec in settings]
     for name in schema.repeated(flags + variables):
         yield Fault(f"{name} is set from two sides", where, "keep one of them")
+
+
+def _memory_faults(profile: dict[str, Any], where: str) -> Iterator[Fault]:
+    """Settings that the estimate goes by have to be there."""
+    spec = profile.get("gpu_memory") or {}
+    types = spec.get("cache_types") or {}
+    named = {
+        "cache_types.key": types.get("key"),
+        "cache_types.value": types.get("value"),
+        "share.setting": (spec.get("share") or {}).get("setting"),
+        "batch.setting": (spec.get("batch") or {}).get("setting"),
+        "flash_attention.setting": (spec.get("flash_attention") or {}).get("setting"),
+        "gpu_layers": spec.get("gpu_layers"),
+        **{f"unchecked[{index}]": name for index, name in enumerate(spec.get("unchecked") or [])},
+    }
+    for place, name in named.items():
+        if name is not None and name not in profile["settings"]:
+            yield Fault(f"there is no setting '{name}'", f"{where}.{place}", suggestion(name, profile["settings"], "settings"))
+
+
+def _status_faults(profile: dict[str, Any], where: str) -> Iterator[Fault]:
+    """Whoever is told that an engine is on its way out has to be told where to go."""
+    if (profile["status"] == "legacy") != bool(profile.get("successors")):
+        yield Fault("'successors' and the status 'legacy' need each other", where, "name the engines to move to, or change the status")
 
 
 def _http_faults(http: dict[str, Any], where: str) -> Iterator[Fault]:
@@ -183,7 +226,9 @@ _CONTAINER = record({
     "read_only": required(schema.flag),
     "tmpfs": required(list_of(_DIRECTORY)),
     "writable": required(list_of(_DIRECTORY)),
-    "user": required(one_of("fleet")),
+    # fleet: the user of that name. bare-root: uid 0 in that user's group and without any capability, for images in which
+    # only root may read its own programs.
+    "user": required(one_of("fleet", "bare-root")),
     "stop_signal": required(text("SIG[A-Z0-9]{2,10}", "a signal", "its name, as in SIGTERM")),
     "stop_timeout": required(whole(1, 3600)),
     "healthcheck": required(list_of(_template)),
@@ -207,15 +252,54 @@ _HTTP = record({
     "busy": optional(record({"metric": required(text("[a-zA-Z_:][a-zA-Z0-9_:]*", "a metric", "its name"))})),
 })
 
+# What the estimate of memory goes by (memory.py). Words such as `setting` name a setting of this profile.
+_GPU_MEMORY = record({
+    # Of the engine's process on each GPU, and in the machine's memory where it has none.
+    "overhead_mb": required(whole(0)),
+    "cpu_overhead_mb": optional(whole(0)),
+    # Whether each GPU has its part of every layer. Otherwise each has some of the layers.
+    "tensor_parallel": optional(schema.flag),
+    # What has to have room in the context cache: all of the catalog's `parallel` requests, or one and the engine makes do.
+    "sequences": required(one_of("parallel", "one")),
+    "cache_types": optional(record({
+        "key": optional(words.WORD),
+        "value": optional(words.WORD),
+        "default": required(one_of(*CACHE_TYPES)),
+    })),
+    # For engines that take a share of each GPU whatever the model needs.
+    "share": optional(record({"setting": optional(words.WORD), "default": required(number(0.01, 1))})),
+    # Tokens that are computed at once.
+    "batch": required(record({"setting": optional(words.WORD), "default": required(whole(1))})),
+    "flash_attention": optional(record({"setting": required(words.WORD), "off": required(schema.anything)})),
+    # The setting that says how many layers are on GPUs; the others stay in the machine's memory.
+    "gpu_layers": optional(words.WORD),
+    # Settings under which the estimate does not hold.
+    "unchecked": optional(list_of(words.WORD), default=[]),
+})
+
+# Flags that `extra_args` of the catalog may not have, besides those of command and settings.
+_EXTRA_ARGS = record({
+    "deny": required(list_of(text(r"--[A-Za-z0-9][A-Za-z0-9_-]*", "a long flag", "one as in --port"), least=1)),
+    # How the engine reads a value: --flag=value (joined), or --flag value.
+    "values": optional(one_of("joined", "separate")),
+    # Whether it takes the beginning of a flag for the whole, as Python's argparse does.
+    "abbreviated": optional(schema.flag),
+})
+
 _PROFILE = record({
     "name": required(words.WORD),
     "description": required(words.PROSE),
     "status": required(one_of("supported", "legacy", "experimental")),
+    # Engines that read the same files, for models of a legacy engine to move to.
+    "successors": optional(list_of(words.WORD, least=1)),
     # What is locked where llm_fleet_engine_images names no other.
     "image": optional(_IMAGE),
     "formats": required(list_of(words.WORD, least=1)),
     "container": required(_CONTAINER),
     "settings": required(map_of(words.WORD, _SETTING)),
+    # Without it, the catalog's `extra_args` have to be empty.
+    "extra_args": optional(_EXTRA_ARGS),
     "api_key": optional(record({"environment": required(words.VARIABLE)})),
+    "gpu_memory": optional(_GPU_MEMORY),
     "http": required(_HTTP),
 })

@@ -4,32 +4,44 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import preflight, staging
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import gpu_supply, maintenance, preflight, staging, what_if
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.client_registry import stamp
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import legacy_warnings
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan, stray_instances
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_picture import nodes_shown
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import Rollouts
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import status_rows
+
+# Bytes that are not for engines, where a host does not say it: the driver's part of a GPU, and the rest of the machine.
+GPU_MEMORY_RESERVE = 512 * 2**20
+MEMORY_RESERVE = 2**30
 
 
 class FleetPlanner:
     """Reads the two files on the controller; all the rest is asked of pure functions."""
 
     def __init__(self, params: dict) -> None:
-        self.params = params
         self.faults: list[Fault] = []
+        params, faults = what_if.imagine(params)
+        self.params = params
+        self.note(faults)
         self.gateways = set(params["gateways"])
         self.answered = {host["name"]: host for host in params["hosts"]}
         self.asked = set(params["asked"])
         self.held = {name: dict(host["blobs"]) for name, host in self.answered.items()}
+        self.gpus_held: dict[str, list[str]] = {}
         self.rollout: dict | None = None
         self.unsettled = False
+        self.probes: dict[str, dict] = {}
 
     def note(self, faults: list[Fault]) -> None:
         self.faults.extend(faults)
@@ -38,6 +50,8 @@ class FleetPlanner:
         """Check what was written, then the hosts, then plan: the later needs the earlier to be right."""
         models, clients, lock = self.check_written()
         current = self.check_hosts()
+        if set(self.params["nodes"]) <= set(self.answered):
+            self.note(preflight.check_labels(models, [self.answered[name] for name in self.params["nodes"]]))
         if not self.params["models"] and current and current["models"] and not self.params["allow_empty_catalog"]:
             self.note([_empty_catalog(current)])
         frozen = not self.gateways <= self.asked | set(self.params["gateways_out"])
@@ -45,9 +59,11 @@ class FleetPlanner:
             self.note([_no_plan_to_keep(self.gateways - self.asked)])
         # Where nothing can be planned, what was last applied still tells what should run.
         result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
-        if self.params["rollout"] and frozen:
+        if (self.params["rollout"] or self.params["maintenance"]) and frozen:
             self.note([_limited(self.gateways - self.asked)])
-        if not self.faults and self.params["rollout"]:
+        if not self.faults and self.params["maintenance"]:
+            result = self.maintain(models, current)
+        elif not self.faults and self.params["rollout"]:
             result = self.roll_out(exact_versions(models, lock), lock, current)
         elif not self.faults:
             result = self.plan(exact_versions(models, lock), lock, current, frozen)
@@ -63,10 +79,16 @@ class FleetPlanner:
             "leaving": result.leaving,
             "actions": result.actions,
             "pending": result.pending,
+            "nodes": nodes_shown(self.node_list(), self.answered, result.plan),
+            # Not "warnings": those of a module's result are Ansible's.
+            "memory_warnings": result.warnings,
             "clients": clients,
             "frozen": frozen,
             "rollout": self.rollout,
             "unsettled": self.unsettled,
+            "gpu_problems": gpu_supply.problems(self.answered, self.params["nodes"]),
+            "engine_warnings": legacy_warnings(models, self.params["profiles"]),
+            "probes": self.probes,
             "status": status_rows(result.plan, self.states()),
             "diff": {"before": current or {}, "after": result.plan},
         }
@@ -104,6 +126,22 @@ class FleetPlanner:
         # An earlier run has closed it, and did not get to the end of that.
         self.unsettled = self.rollout is None and (bool(leaving) or self.outdated(opened.plan))
         return PlanResult(opened.plan, leaving, pending(opened.plan, catalog), self.rollout["lines"] if self.rollout else [], [])
+
+    def maintain(self, models: list[dict], current: dict | None) -> PlanResult:
+        """The plan that was applied last, with hosts taken out of service or brought back."""
+        asked = self.params["maintenance"]
+        self.probes = {model["name"]: {"gates": model["gates"], "smoke": model["smoke"]} for model in models}
+        if current is None:
+            self.note([Fault("the fleet runs nothing yet", "the fleet's plan", "run site.yml first")])
+            return PlanResult({"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+        if asked["state"] == "end":
+            plan = maintenance.end(current, asked["hosts"])
+        else:
+            self.note(maintenance.check(current, asked["hosts"], self.params["nodes"], set(self.answered)))
+            plan = maintenance.begin(current, asked["hosts"], asked["who"], asked["why"], stamp(datetime.now(timezone.utc)))
+        changed = sorted(set(maintenance.under_maintenance(plan)) ^ set(maintenance.under_maintenance(current)))
+        verb = {"begin": "goes out of service", "end": "is back in service"}[asked["state"]]
+        return PlanResult(plan, [], [], [f"{host}: {verb}" for host in changed], [])
 
     def strays(self, plan: dict, model: str, known: list[dict] | None = None) -> list[dict]:
         """Instances of a model that run although the plan has none of that name there, without those that are known."""
@@ -161,6 +199,11 @@ class FleetPlanner:
         self.note(preflight.check_ca(told, ca.read_text(encoding="utf-8") if ca.is_file() else ""))
         current, faults = choose_current(self.states())
         self.note(faults)
+        for instance in current["instances"] if current else []:
+            self.gpus_held.setdefault(instance["host"], []).extend(instance["gpus"])
+        for name in params["nodes"]:
+            host = self.answered.get(name, {})
+            self.note(gpu_supply.check_listed(host.get("gpus"), host.get("gpu"), self.gpus_held.get(name, []), f"host {name}"))
         return current
 
     def check_room(self, artifacts: dict) -> None:
@@ -198,16 +241,22 @@ class FleetPlanner:
 
     def node_list(self) -> list[dict]:
         """Every GPU node that stays in the fleet; one that did not answer keeps what it has."""
-        return [
-            {
-                "name": name,
-                "address": self.answered.get(name, {}).get("address", ""),
-                "gpus": self.answered.get(name, {}).get("gpus", []),
-                "reachable": name in self.answered,
-            }
-            for name in self.params["nodes"]
-            if name not in self.params["removed"]
-        ]
+        return [self.node(name) for name in self.params["nodes"] if name not in self.params["removed"]]
+
+    def node(self, name: str) -> dict:
+        host = self.answered.get(name, {})
+        return {
+            "name": name,
+            "address": host.get("address", ""),
+            "gpus": gpu_supply.node_gpus(host.get("gpus"), host.get("gpu"), self.gpus_held.get(name, [])),
+            "reachable": name in self.answered,
+            "labels": host.get("labels") or {},
+            **gpu_supply.traits((host.get("gpu") or {}).get("gpus", [])),
+            "gpu_memory": host.get("gpu_memory") or {},
+            "memory": host.get("memory_bytes"),
+            "gpu_memory_reserve": host.get("gpu_memory_reserve", GPU_MEMORY_RESERVE),
+            "memory_reserve": host.get("memory_reserve", MEMORY_RESERVE),
+        }
 
     def states(self) -> list[dict]:
         names = sorted({*self.params["nodes"], *self.gateways})
@@ -229,7 +278,7 @@ def _empty_catalog(current: dict) -> Fault:
 
 def _limited(missing: set[str]) -> Fault:
     return Fault(
-        f"this run leaves out {', '.join(sorted(missing))}: a rollout needs every gateway",
+        f"this run leaves out {', '.join(sorted(missing))}: what changes the plan needs every gateway",
         "--limit",
         "run without --limit, or declare a gateway that is away out with llm_fleet_gateways_out",
     )

@@ -19,6 +19,8 @@ from typing import Any
 # Bits of srv_admin_state: forced by somebody, inherited, or from the configuration.
 MAINT = 0x01 | 0x02 | 0x04 | 0x20
 DRAIN = 0x08 | 0x10
+# How long a socket that refuses may belong to an HAProxy that reloads. One that has ended refuses too.
+RELOAD_SECONDS = 2.0
 
 
 class RuntimeFailure(Exception):
@@ -180,11 +182,23 @@ class HAProxyRuntime:
             self.tell(f"add map @{version} {path} {_escaped(key)} {_escaped(value)}", pid)
         self.tell(f"commit map @{version} {path}", pid)
 
+    @staticmethod
+    def _connect(sock: socket.socket, path: str) -> None:
+        """While HAProxy reloads, there is a moment in which its sockets are there and take nobody."""
+        deadline = time.monotonic() + RELOAD_SECONDS
+        while True:
+            try:
+                return sock.connect(path)
+            except ConnectionRefusedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
     def _send(self, path: str, line: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(self.timeout)
             try:
-                sock.connect(path)
+                self._connect(sock, path)
                 sock.sendall(f"{line}\n".encode())
                 # The master's socket waits for more until it is told that there is none.
                 sock.shutdown(socket.SHUT_WR)

@@ -75,6 +75,13 @@ class Digests:
             raise File(file.path, size, file.sha256).wrong_digest(digest, request.where)
         return RemoteFile(file.path, size, digest)
 
+    def here(self, entry: dict) -> Path | None:
+        """Where this host's store has a file of the lockfile; None where it has not."""
+        if self.store is None:
+            return None
+        file = File(entry["path"], entry["size"], entry["sha256"])
+        return self.store.blob(file) if self.store.state(file) == SOUND else None
+
     def moved(self, pinned: str, file: RemoteFile, locked: str) -> bool:
         """Whether a file of which no digest is told is surely another one than the locked one."""
         source = self._source(pinned)

@@ -114,6 +114,8 @@ def describe(before: dict[str, Any], after: dict[str, Any], postponed: set[tuple
             lines.append(f"{title}: lock {new[key]['source']}")
         elif key not in new:
             lines.append(f"{title}: drop, the catalog has it no more")
+        elif old[key] == {name: value for name, value in new[key].items() if name != "shape"}:
+            lines.append(f"{title}: note what its memory depends on")
         elif old[key]["digest"] == new[key]["digest"]:
             lines.append(f"{title}: same files, other particulars ({new[key]['source']})")
         else:

@@ -24,13 +24,14 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes 
     describe,
     dropped_faults,
 )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_shape import shape_of_version
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import FORMAT
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile, version_digest
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import is_pinned, parse_source
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl, is_pinned, parse_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import RemoteFile, Resolution
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import image_digest, parse_image
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import settings_for
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import image_digest, image_ids, parse_image
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import Settings, settings_for
 
 OLLAMA = "ollama"  # the format of a directory that Ollama can serve from
 TOOL = "localfirst.llm_fleet 0.1.0"
@@ -86,6 +87,7 @@ class Outcome:
     drift: dict | None = None
     unasked: dict | None = None
     unread: str = ""  # what would have to be downloaded first
+    shapeless: dict | None = None  # why nothing is known about its memory
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -96,6 +98,7 @@ class Lock:
     text: str = ""
     drift: list[dict] = field(default_factory=list)
     unasked: list[dict] = field(default_factory=list)
+    shapeless: list[dict] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -142,6 +145,7 @@ class Locker:
             lock.faults += outcome.faults
             lock.drift += [outcome.drift] if outcome.drift else []
             lock.unasked += [outcome.unasked] if outcome.unasked else []
+            lock.shapeless += [outcome.shapeless] if outcome.shapeless else []
         data = self._assemble(versions, images, outcomes, lock.faults)
         # Of these it is not known yet what they will be, so nothing is known to change either.
         postponed = {(w.model, w.version) for w in versions if outcomes[w].unread or outcomes[w].faults}
@@ -207,12 +211,12 @@ class Locker:
         if old is None or old.get("asked") != wanted.asked or old["format"] not in wanted.formats:
             return self._anew(wanted, open_source(wanted.asked, self.all_settings).resolve(), old)
         if is_pinned(parse_source(wanted.asked)):
-            return Outcome(old)  # nothing can have moved, so nobody has to be asked
+            return self._shaped(wanted, Outcome(old))  # nothing can have moved, so nobody has to be asked
         try:
             resolution = open_source(wanted.asked, self.all_settings).resolve()
             if self._updates(wanted.model):
                 return self._anew(wanted, resolution, old)
-            return Outcome(old, self._version_drift(wanted, old, resolution))
+            return self._shaped(wanted, Outcome(old, self._version_drift(wanted, old, resolution)))
         except ArtifactError as error:
             if self._updates(wanted.model):
                 raise
@@ -261,8 +265,20 @@ class Locker:
             "digest": version_digest(entries),
             "files": entries,
         }
+        if old is not None and old.get("shape") and old["digest"] == entry["digest"]:
+            return Outcome({**entry, "shape": old["shape"]})
         # Another licence in the metadata of the same bytes is no reason to touch what is locked.
-        return Outcome(entry)
+        return self._shaped(wanted, Outcome(entry))
+
+    def _shaped(self, wanted: Wanted, outcome: Outcome) -> Outcome:
+        """The same, with the shape of the version where its files say it. A lockfile of an earlier release gets it by and by."""
+        entry = outcome.entry
+        if entry.get("shape"):
+            return outcome
+        shape, why = shape_of_version(entry, self.digests, self.all_settings)
+        if shape is None:
+            return replace(outcome, shapeless={"title": wanted.title, "why": why})
+        return replace(outcome, entry={**entry, "shape": shape})
 
     @staticmethod
     def _layout(wanted: Wanted, resolution: Resolution, files: list[RemoteFile]) -> tuple[str, list[dict]]:
@@ -279,22 +295,34 @@ class Locker:
         old = (self.current.get("images") or {}).get(wanted.engine)
         same = old is not None and old.get("asked") == wanted.asked
         image = parse_image(wanted.asked)
+        settings = settings_for(self.all_settings, image.text)
         if is_pinned(image):
-            entry = {"image": f"{image.host}/{image.path}", "digest": image.revision, "asked": wanted.asked}
-            return Outcome(entry)
+            return self._pinned_image(wanted, image, settings, old)
         try:
-            repository, digest = image_digest(wanted.asked, settings_for(self.all_settings, image.text))
+            repository, digest = image_digest(wanted.asked, settings)
         except ArtifactError as error:
             if not same or self._updates(wanted.engine):
                 raise
             return Outcome(old, unasked=_unasked(wanted, error))
         entry = {"image": repository, "digest": digest, "asked": wanted.asked}
         if not same or self._updates(wanted.engine):
-            return Outcome(entry)
+            return Outcome(_with_ids(entry, settings))
         if (old["image"], old["digest"]) == (repository, digest):
             return Outcome(old)
         drift = {"title": wanted.title, "engine": wanted.engine, "asked": wanted.asked, "locked": old["digest"], "now": digest}
         return Outcome(old, {**drift, "changes": "the tag points to another image"})
+
+    def _pinned_image(self, wanted: WantedImage, image: SourceUrl, settings: Settings, old: dict | None) -> Outcome:
+        """An image named by its digest. Its registry is asked when somebody wants that: everything else is known without it."""
+        entry = {"image": f"{image.host}/{image.path}", "digest": image.revision, "asked": wanted.asked}
+        if old is not None and {**old, **entry} == old:
+            entry = old
+        if not self._updates(wanted.engine):
+            return Outcome(entry)
+        try:
+            return Outcome(_with_ids(entry, settings))
+        except ArtifactError as error:
+            return Outcome(entry, unasked=_unasked(wanted, error))
 
     # Putting it together
 
@@ -332,6 +360,12 @@ class Locker:
             else:
                 selected[model["name"]] = {"asked": constraint, "version": version}
         return selected
+
+
+def _with_ids(entry: dict, settings: Settings) -> dict:
+    """The entry of an image with what Docker calls it, by which one out of an archive is known again."""
+    ids = image_ids(entry["asked"], entry["digest"], settings)
+    return {**entry, "ids": ids} if ids else entry
 
 
 def _becomes_ollama(wanted: Wanted, resolution: Resolution) -> bool:

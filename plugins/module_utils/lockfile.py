@@ -16,6 +16,7 @@ from typing import Any
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import semver, source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import CONTENT_LIMIT, FORMAT, version_digest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.model_shape import SHAPE
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
     Check,
     Field,
@@ -287,6 +288,21 @@ def _content(value: Any, where: str, faults: list[Fault]) -> str | None:
     return found
 
 
+def _shape(value: Any, where: str, faults: list[Fault]) -> dict | None:
+    """What a version's memory depends on; what may be left out, and was, stays out."""
+    mine: list[Fault] = []
+    found = SHAPE(value, where, mine)
+    faults += [fault._replace(fix=RESTORE) for fault in mine]
+    if found is None or mine:
+        return None
+    groups = [_said(group) for group in found["cache"]]
+    return {**_said(found), "cache": groups}
+
+
+def _said(found: dict) -> dict:
+    return {key: value for key, value in found.items() if value is not None}
+
+
 _TEXT = text(r"[^\ud800-\udfff]*", "a text", "it in quotes")
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}"
 _PATH = text(
@@ -310,6 +326,7 @@ _VERSION = _lean({
     "licence": optional(text()),
     "size": required(whole(0)),
     "digest": required(words.DIGEST),
+    "shape": optional(_shape),
     "files": required(list_of(_file, least=1)),
 })
 
@@ -317,6 +334,8 @@ _IMAGE = _lean({
     "image": required(words.IMAGE),
     "digest": required(words.IMAGE_DIGEST),
     "asked": optional(text()),
+    # What Docker calls the image on each platform, for images that come in archives.
+    "ids": optional(map_of(one_of("linux/amd64", "linux/arm64"), words.IMAGE_DIGEST)),
 })
 
 _PARTS = _lean({

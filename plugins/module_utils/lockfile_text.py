@@ -61,7 +61,7 @@ def _section(title: str, entries: list[str]) -> Iterator[str]:
 
 
 def _image(engine: str, image: dict[str, Any]) -> str:
-    return f"  {_word(engine)}: {_record(image, ('image', 'digest', 'asked'))}"
+    return f"  {_word(engine)}: {_record(image, ('image', 'digest', 'asked', 'ids'))}"
 
 
 def _selected(name: str, choice: dict[str, Any]) -> str:
@@ -89,6 +89,8 @@ def _version(entry: dict[str, Any]) -> Iterator[str]:
         yield f"licence: {_word(entry['licence'])}"
     yield f"size: {sum(file['size'] for file in files)}"
     yield f"digest: {_quoted(version_digest(files))}"
+    if entry.get("shape") is not None:
+        yield f"shape: {_flow(entry['shape'])}"
     yield "files:"
     for file in files:
         yield f"  - {_record(file, ('path', 'size', 'sha256', 'from', 'content'))}"
@@ -97,8 +99,22 @@ def _version(entry: dict[str, Any]) -> Iterator[str]:
 def _record(entry: dict[str, Any], keys: Iterable[str]) -> str:
     """A mapping on one line."""
     shown = ((key, entry.get(key)) for key in keys)
-    parts = [f"{key}: {_quoted(value) if isinstance(value, str) else value}" for key, value in shown if value is not None]
-    return f"{{{', '.join(parts)}}}"
+    return f"{{{', '.join(f'{key}: {_value(value)}' for key, value in shown if value is not None)}}}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_quoted(key)}: {_value(entry)}' for key, entry in sorted(value.items()))}}}"
+    return _quoted(value) if isinstance(value, str) else str(value)
+
+
+def _flow(value: Any) -> str:
+    """Whatever the files' headers said, on one line."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_flow(entry)}' for key, entry in value.items() if entry is not None)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow, value))}]"
+    return _quoted(value) if isinstance(value, str) else str(value)
 
 
 def _word(text: str) -> str:

@@ -17,7 +17,10 @@ from typing import NamedTuple
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.current_plan import FORMAT, choose_current
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement import Seat, is_wanted, place
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit import Memory
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit_text import warnings
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement import Seat, place
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement_rules import is_wanted, per_host
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.ports import lease
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import SLOTS, held_releases
@@ -33,6 +36,7 @@ NOTHING: dict = {
     "releases": {},
     "instances": [],
     "rollouts": {},
+    "maintenance": {},
 }
 # What only rollouts write into a model's entry.
 OF_ROLLOUTS = ("previous", "rejected", "override")
@@ -46,6 +50,7 @@ class PlanResult(NamedTuple):
     pending: list  # sentences: what is wanted and does not happen in this run
     actions: list  # sentences: what this run changes
     faults: list  # while there is one, the plan must not be applied
+    warnings: list = []  # sentences about memory: what is tight, what is not known
 
 
 def make_plan(
@@ -64,16 +69,22 @@ def make_plan(
     catalog: the models, checked and with defaults filled in.
     releases_wanted: {model: release record} that catalog and lockfile lead to.
     engines: {engine: what gateways, gates and monitors have to know of it}.
-    hosts: GPU nodes [{"name", "address", "gpus", "reachable"}]. One that can't be reached keeps what it has.
+    hosts: GPU nodes [{"name", "address", "gpus", "reachable"}]. One that can't be reached keeps what it has. Those that say more have
+        "gpu_memory" {UUID: bytes}, "memory" (bytes of the machine), and what is not for engines: "gpu_memory_reserve", "memory_reserve".
     current: the plan that was last applied, or None for a new fleet.
     running: {host: instances by the labels of their containers}, of the hosts that answered.
     frozen: change nothing and only report what is pending (for runs that do not include all gateways).
     """
     before = current or NOTHING
     models = {model["name"]: model for model in catalog}
+    # What runs on a host in maintenance stays as it is, and nothing new comes there.
+    resting = before.get("maintenance", {})
+    hosts = [{**host, "maintenance": host["name"] in resting} for host in hosts]
+    hosts = [{**host, "reachable": host["reachable"] and not host["maintenance"]} for host in hosts]
     fleet = {host["name"]: host for host in hosts}
 
     rolling = before.get("rollouts", {})
+    out = {name: entry for name, entry in resting.items() if name in fleet}
     staying = _staying(before["instances"], models, fleet, rolling)
     kept = set(map(_where, staying))
     going = [instance for instance in before["instances"] if _where(instance) not in kept]
@@ -81,7 +92,8 @@ def make_plan(
 
     known = {**before["releases"], **{record["release"]: record for record in releases_wanted.values()}}
     releases = _releases(models, before, known, releases_wanted)
-    placement = place([models[name] for name in releases if name not in rolling], hosts, staying, going)
+    memory = Memory(models, releases, known)
+    placement = place([models[name] for name in releases if name not in rolling], hosts, staying, going, memory)
     ports, portless = _lease_ports(placement.seats, staying, going + strays, before["ports"], port_range)
     new = [
         _instance(seat, releases[seat.model], fleet[seat.host], ports, going)
@@ -103,6 +115,7 @@ def make_plan(
         "releases": {release: known[release] for release in sorted(used)},
         "instances": instances,
         "rollouts": rolling,
+        "maintenance": out,
     }
     if plan != current:
         plan["generation"] += 1
@@ -114,7 +127,7 @@ def make_plan(
         return PlanResult(before, [], waiting + [f"not in this run: {action}" for action in actions], [], [])
     faults = _unlocked(models, releases) + _shared_gpus(hosts) + _cut_short(before, models, fleet)
     faults += placement.faults + _no_ports(portless, port_range)
-    return PlanResult(plan, leaving, waiting, actions, faults)
+    return PlanResult(plan, leaving, waiting, actions, faults, warnings(instances, hosts, memory))
 
 
 def stray_instances(plan: dict, running: dict, hosts: list) -> list:
@@ -126,16 +139,18 @@ def stray_instances(plan: dict, running: dict, hosts: list) -> list:
 def _staying(instances: list, models: dict, fleet: dict, rolling: dict) -> list:
     """The instances that the new plan keeps as they are."""
     staying = []
-    sole: dict = {}  # the one replica on a host, the lowest, of a model with `replicas: all`
+    on_host = defaultdict(set)  # the replicas on a host, the lowest, of a model with `replicas: all`
     for instance in sorted(instances, key=_order):
         host, model, replica = fleet.get(instance["host"]), models.get(instance["model"]), instance["replica"]
         if host is None:
             continue
         if not host["reachable"] or instance["model"] in rolling:
             staying.append(instance)
-        elif is_wanted(instance, model) and set(instance["gpus"]) <= set(host["gpus"]):
-            if model["replicas"] == "all" and sole.setdefault((model["name"], host["name"]), replica) != replica:
+        elif is_wanted(instance, model, host) and set(instance["gpus"]) <= set(host["gpus"]):
+            same = on_host[model["name"], host["name"]]
+            if model["replicas"] == "all" and replica not in same and len(same) >= per_host(model):
                 continue
+            same.add(replica)
             staying.append({**instance, "address": host["address"]})
     return staying
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement import is_wanted
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.placement_rules import is_wanted
 
 
 def changes(before: dict, plan: dict, leaving: list) -> list:
@@ -15,7 +15,7 @@ def changes(before: dict, plan: dict, leaving: list) -> list:
         *_ports(before["ports"], plan["ports"]),
         *_models(before["models"], plan["models"]),
         *(f"engine {name}: its interface changes" for name in _changed(before["engines"], plan["engines"])),
-        *(f"release {name}: its source changes" for name in _changed(before["releases"], plan["releases"])),
+        *(_release(name, before["releases"][name], plan["releases"][name]) for name in _changed(before["releases"], plan["releases"])),
     ]
 
 
@@ -115,6 +115,12 @@ def _models(before: dict, after: dict) -> list:
 
 def _changed(before: dict, after: dict) -> list:
     return [name for name in after if name in before and after[name] != before[name]]
+
+
+def _release(name: str, old: dict, new: dict) -> str:
+    """What may change of a release that stays the same one."""
+    same = {**old, "fit": None} == {**new, "fit": None}
+    return f"release {name}: {'what is known of its memory' if same else 'its source'} changes"
 
 
 def _plain(value: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 
 CLOCK_SKEW_SECONDS = 5.0
 """Tokens expire and leases run by the hosts' clocks; more than this is a fault."""
@@ -23,7 +23,8 @@ NODE_DISTRIBUTIONS = {
 }
 DEPOT_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
 GATEWAY_DISTRIBUTIONS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
-GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+")
+# With drivers before 470, MIG devices are called MIG-GPU-<UUID>/<GPU instance>/<compute instance>.
+GPU_UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]+(/[0-9]+/[0-9]+)?")
 HAPROXY_MINIMUM = (2, 6, 12)
 """That of Debian 12, the oldest distribution of a gateway."""
 
@@ -52,6 +53,21 @@ def check_paths(paths: dict[str, str]) -> list[Fault]:
         elif not path.startswith("/"):
             fix = f"make it absolute, for instance \"{{{{ inventory_dir }}}}/{path}\""
             faults.append(Fault(f"the path {path!r} is relative", variable, fix))
+    return faults
+
+
+def check_labels(models: list[dict], hosts: list[dict]) -> list[Fault]:
+    """A label that no GPU node has is a slip of the pen. With a node that does not answer, nobody knows."""
+    known = {label for host in hosts for label in host.get("labels") or {}}
+    fix = "label the nodes with llm_fleet_labels in the inventory"
+    faults = []
+    for model in models:
+        placement = model["placement"]
+        asked = [("labels", label) for label in placement["labels"] or {}] + [("spread", placement["spread"])] * bool(placement["spread"])
+        for key, label in asked:
+            if label not in known:
+                where = f"llm_fleet_models[{model['name']}].placement.{key}"
+                faults.append(Fault(f"no GPU node has the label '{label}'", where, f"{suggestion(label, known, 'labels')}, or {fix}"))
     return faults
 
 
@@ -102,7 +118,7 @@ def check_host(host: dict, is_gateway: bool, is_depot: bool = False) -> list[Fau
     where = f"host {host['name']}"
     kind = "gateway" if is_gateway else "depot" if is_depot else "GPU node"
     faults = [*_check_distribution(host["distribution"], kind, where), *_check_address(host["address"], where)]
-    faults += _check_gpus(host.get("gpus", []), where)
+    faults += _check_gpus(host.get("gpus"), where)
     skew = least_skew(host["clock_skew"], host["call_seconds"])
     if abs(skew) > CLOCK_SKEW_SECONDS:
         faults.append(
@@ -198,6 +214,8 @@ def _check_address(address: str, where: str) -> list[Fault]:
 
 def _check_gpus(gpus: object, where: str) -> list[Fault]:
     fix = "write the UUIDs that `nvidia-smi -L` prints, as a list: llm_fleet_gpus: [GPU-11111111-1111-1111-1111-111111111111]"
+    if gpus is None:
+        return []
     if not isinstance(gpus, list):
         return [Fault(f"llm_fleet_gpus is not a list: {gpus!r}", where, fix)]
     return [Fault(f"llm_fleet_gpus: {gpu!r} is not the UUID of a GPU", where, fix) for gpu in gpus if not GPU_UUID.fullmatch(str(gpu))]

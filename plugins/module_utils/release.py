@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import fill
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.extra_args import argument_words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit import fit_facts
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import size_bytes
 
 MODEL_DIR = "/models"  # where a container sees the files of its model, read-only
@@ -26,9 +29,16 @@ HASHED = ("model", "version", "image", "engine", "context", "parallel", "contain
 
 
 def build_release(
-    profile: dict[str, Any], model: dict[str, Any], version: str, lock_entry: dict[str, Any], image: str
+    profile: dict[str, Any],
+    model: dict[str, Any],
+    version: str,
+    lock_entry: dict[str, Any],
+    image: str,
+    image_ids: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The release record of a model version: `image` is the engine's, as 'repository@sha256:...'.
+
+    `image_ids` are what the lockfile says Docker calls it on each platform. They follow from the image, and are no part of the hash.
 
     All arguments have passed their checks (check_profile, check_catalog, parse_lockfile).
     """
@@ -41,6 +51,7 @@ def build_release(
         "version": version,
         "engine": profile["name"],
         "image": image,
+        **({"image_ids": image_ids} if image_ids else {}),
         "context": model["context"],
         "parallel": model["parallel"],
         "source": lock_entry["source"],
@@ -48,7 +59,10 @@ def build_release(
         "size": lock_entry["size"],
         "files": files,
     }
+    if "{tensor_parallel}" in json.dumps(profile["container"]):
+        record["tensor_parallel"] = max(1, model.get("gpus") or 0)
     record["container"] = _container(profile, model, record)
+    record["fit"] = fit_facts(profile, model, lock_entry)
     return {"release": release_hash(record), **record}
 
 
@@ -67,8 +81,9 @@ def wanted_releases(
     wanted = {}
     for model in models:
         name, version, engine = model["name"], model["version"], model["engine"]
-        image = "{image}@{digest}".format(**lock["images"][engine])
-        wanted[name] = build_release(profiles[engine], model, version, lock["models"][name][version], image)
+        locked = lock["images"][engine]
+        image = "{image}@{digest}".format(**locked)
+        wanted[name] = build_release(profiles[engine], model, version, lock["models"][name][version], image, locked.get("ids"))
     return wanted
 
 
@@ -90,6 +105,12 @@ def engine_interfaces(profiles: dict[str, Any], used: Iterable[str]) -> dict[str
     }
 
 
+def command_line(record: dict[str, Any]) -> list[str]:
+    """All words that start the engine of a release. Without an entrypoint of the profile's, the image's own goes before them."""
+    container = record["container"]
+    return [*container.get("entrypoint", []), *container["command"]]
+
+
 def placeholder_values(record: dict[str, Any], port: int) -> dict[str, Any]:
     """What engine_profile.fill puts into a profile's strings for one release."""
     return {
@@ -98,9 +119,12 @@ def placeholder_values(record: dict[str, Any], port: int) -> dict[str, Any]:
         "version": record["version"],
         "model_path": f"{MODEL_DIR}/{record['files'][0]['path']}",
         "model_dir": MODEL_DIR,
+        "config_dir": _config_dir(record["files"]),
         "context": record["context"],
         "parallel": record["parallel"],
         "total_context": record["context"] * record["parallel"],
+        # Releases of engines that have no use for it don't have it: what else they do is the same on any number of GPUs.
+        "tensor_parallel": record.get("tensor_parallel", 1),
         "manifest_digest": next((file["sha256"] for file in record["files"] if file["path"].startswith(MANIFESTS)), ""),
     }
 
@@ -114,7 +138,11 @@ def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str,
     entrypoint = [fill(word, values) for word in container.get("entrypoint") or []]
     return {
         **({"entrypoint": entrypoint} if entrypoint else {}),
-        "command": [fill(word, values) for words in container["command"] for word in words] + flags,
+        "command": [
+            *(fill(word, values) for words in container["command"] for word in words),
+            *flags,
+            *argument_words(profile, model.get("extra_args") or []),
+        ],
         "environment": {**environment, **variables},
         "port": container["port"],
         "read_only": container["read_only"],
@@ -128,7 +156,15 @@ def _container(profile: dict[str, Any], model: dict[str, Any], record: dict[str,
         "shm_bytes": container["shm_mb"] * MIB,
         "writable": list(container["writable"]),
         "api_key_environment": (profile.get("api_key") or {}).get("environment"),
+        **({"user": container["user"]} if container["user"] != "fleet" else {}),
     }
+
+
+def _config_dir(files: list[dict[str, Any]]) -> str:
+    """The directory of the topmost config.json. Parts of a model may have one of their own further down."""
+    found = [PurePosixPath(file["path"]).parent for file in files if PurePosixPath(file["path"]).name == "config.json"]
+    top = min(found, key=lambda path: (len(path.parts), str(path)), default=PurePosixPath())
+    return str(PurePosixPath(MODEL_DIR) / top)
 
 
 def _memory_bytes(memory: dict[str, Any], limits: dict[str, Any], size: int) -> int:

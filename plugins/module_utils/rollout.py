@@ -15,12 +15,15 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_strat
     REPLACE,
     SURGE,
     choose,
+    gpu_count,
     make_batches,
     most_at_once,
+    too_large,
 )
 
 SLOTS = ("a", "b")
 KEPT_REJECTIONS = 20
+SMALLER = "fewer parallel requests, a shorter context, a narrower cache or a smaller quantization would need less (docs/fit.md)"
 
 
 class Opened(NamedTuple):
@@ -68,10 +71,15 @@ def open_rollout(
     old = [it for it in plan["instances"] if it["model"] == model and it["release"] != target["release"]]
     if not old:
         return Opened(plan, None, False, [])
-    faults = [*_refused(entry, request, target), *_away(old, hosts), *_left_over(old, hosts)]
+    faults = [*_refused(entry, request, target), *_resting(plan, old), *_away(old, hosts), *_left_over(old, hosts)]
     choice = choose(request.strategy or settings["strategy"], old, target, hosts)
     if choice.name == SURGE and choice.lacking:
         faults += [Fault(f"there is no room for a surge: {lack}", "strategy", "use replace or auto") for lack in choice.lacking]
+    new = [_beside(instance, target, choice.gpus[instance["replica"]], plan["ports"]) for instance in old]
+    # What has run before may come back whatever the estimate says.
+    large = [] if request.undo else too_large(new, target, hosts)
+    faults += [Fault(f"the new release does not fit: {lack}", f"llm_fleet_models[{model}]", SMALLER) for lack in large]
+    faults += _few_gpus(old, target, choice.gpus)
     count = len({it["replica"] for it in plan["instances"] if it["model"] == model})
     if choice.name == REPLACE and count == 1 and not request.accept_outage:
         faults.append(_outage(model, choice.lacking))
@@ -90,7 +98,6 @@ def open_rollout(
         "why": request.why,
         "started": request.started,
     }
-    new = [_beside(instance, target, choice.gpus[instance["replica"]], plan["ports"]) for instance in old]
     opened = {
         **plan,
         "generation": plan["generation"] + 1,
@@ -181,6 +188,19 @@ def _closed(plan: dict, model: str, entry: dict, release: str) -> dict:
     return closed
 
 
+def _few_gpus(old: list[dict], target: dict, gpus: dict[int, list[str]]) -> list[Fault]:
+    """Replicas for which their host has fewer GPUs than the new release divides the model among."""
+    lacking = [it for it in old if len(gpus[it["replica"]]) < gpu_count(target, it)]
+    return [
+        Fault(
+            f"{it['host']} has {len(gpus[it['replica']])} GPUs for replica {it['replica']}, and the release needs {gpu_count(target, it)}",
+            f"llm_fleet_models[{it['model']}].gpus",
+            "free some there, or leave 'gpus' as it was",
+        )
+        for it in lacking
+    ]
+
+
 def _beside(old: dict, target: dict, gpus: list[str], ports: dict) -> dict:
     """The new instance of a replica, in its other slot."""
     slot = SLOTS[1 - SLOTS.index(old["slot"])]
@@ -240,6 +260,20 @@ def _refused(entry: dict, request: Request, target: dict) -> list[Fault]:
         )
         for one in entry.get("rejected", [])
         if one["release"] == target["release"]
+    ]
+
+
+def _resting(plan: dict, old: list[dict]) -> list[Fault]:
+    """What runs on a host in maintenance is started and stopped by hosts.yml."""
+    out = plan.get("maintenance", {})
+    return [
+        Fault(
+            f"{host}, which has {', '.join(it['id'] for it in old if it['host'] == host)}, is in maintenance since {out[host]['since']},"
+            f" by {out[host]['who']}",
+            f"host {host}",
+            f"bring its upgrade to its end first: hosts.yml -e upgrade={host}",
+        )
+        for host in sorted({it["host"] for it in old} & set(out))
     ]
 
 

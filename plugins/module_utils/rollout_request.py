@@ -121,6 +121,7 @@ class Rollouts:
                 "reachable": node["reachable"],
                 "memory_free": answered.get(node["name"], {}).get("memory_free", 0),
                 "gpu_free": answered.get(node["name"], {}).get("gpu_free", {}),
+                **{key: node[key] for key in ("gpu_memory", "gpu_memory_reserve") if key in node},
                 "gpus_idle": [gpu for gpu in node["gpus"] if gpu not in held],
                 "standing": [one["id"] for one in answered.get(node["name"], {}).get("instances", [])],
             }

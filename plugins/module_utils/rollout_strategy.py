@@ -15,11 +15,13 @@ from collections import defaultdict
 from math import ceil
 from typing import Any, NamedTuple
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit import Demand, demand_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit_text import gib, parts
+
 SURGE, REPLACE, AUTO = "surge", "replace", "auto"
 STRATEGIES = (AUTO, SURGE, REPLACE)
 GIB = 2**30
-# Weights take about the size of their files; context, graphs and fragments come on top. Engines that claim most of a GPU
-# at their start (vLLM does) leave no room that this could find, and are replaced.
+# Where there is no estimate (fit.py): weights take about the size of their files; context, graphs and fragments come on top.
 GPU_FACTOR = 1.2
 GPU_BASE = GIB
 
@@ -36,10 +38,10 @@ def choose(asked: str, instances: list[dict], record: dict[str, Any], hosts: dic
     """The strategy for instances that are to run `record`.
 
     hosts: {name: {"memory_free": bytes, "gpu_free": {UUID: bytes}, "gpus_idle": UUIDs that no instance has}}, as measured
-    now, while the old instances run. GPUs of a new instance: those of the old one where they have room for both,
-    otherwise idle ones of the same host.
+    now, while the old instances run; with "gpu_memory" and "gpu_memory_reserve" where it is known how large the GPUs are.
+    GPUs of a new instance: those of the old one where they have room for both, otherwise idle ones of the same host.
     """
-    same = {instance["replica"]: instance["gpus"] for instance in instances}
+    same = _own(instances, record, hosts)
     if asked == REPLACE:
         return Choice(REPLACE, same, [])
     by_host: dict[str, list[dict]] = defaultdict(list)
@@ -56,32 +58,87 @@ def choose(asked: str, instances: list[dict], record: dict[str, Any], hosts: dic
     return Choice(SURGE, {**same, **gpus}, lacking)
 
 
+def too_large(instances: list[dict], record: dict[str, Any], hosts: dict[str, dict]) -> list[str]:
+    """What stands against `record` on GPUs that it is to have for itself alone, a sentence an instance."""
+    found = []
+    for instance in instances:
+        demand, host = demand_of(record, len(instance["gpus"])), hosts.get(instance["host"], {})
+        small = [gpu for gpu in instance["gpus"] if not demand.fits(host, gpu)]
+        if small:
+            room = gib(demand.room(host, small[0]))
+            found.append(f"{instance['host']}: {instance['id']} needs {parts(demand)}, and {small[0]} has {room}")
+        elif not demand.divides:
+            found.append(f"{instance['host']}: the {demand.gpus} GPUs of {instance['id']} cannot share the model's attention heads evenly")
+    return found
+
+
+def gpu_count(record: dict[str, Any], instance: dict) -> int:
+    """The GPUs that a release needs in the place of an instance: as many as it divides the model among, or as there are."""
+    held, parts = len(instance["gpus"]), record.get("tensor_parallel")
+    return held if parts in (None, max(1, held)) else parts
+
+
+def _own(instances: list[dict], record: dict[str, Any], hosts: dict[str, dict]) -> dict[int, list[str]]:
+    """The GPUs that new instances find where the old ones have stopped, with idle ones of the host where they need more."""
+    idle = {instance["host"]: list(hosts.get(instance["host"], {}).get("gpus_idle", [])) for instance in instances}
+    gpus = {}
+    for instance in instances:
+        found = [*instance["gpus"], *idle[instance["host"]]][: gpu_count(record, instance)]
+        idle[instance["host"]] = [gpu for gpu in idle[instance["host"]] if gpu not in found]
+        gpus[instance["replica"]] = found
+    return gpus
+
+
 def gpu_bytes(record: dict[str, Any]) -> int:
-    """GPU memory that a release is taken to need, on all its GPUs together: an estimate from the size of its files."""
+    """GPU memory that a release is taken to need without an estimate, on all its GPUs together: from the size of its files."""
     return int(record["size"] * GPU_FACTOR) + GPU_BASE
+
+
+def _each(record: dict[str, Any], demand: Demand, host: dict[str, Any], gpu: str) -> int:
+    """Bytes that a new instance takes of a GPU: by the estimate, or all of the share that its engine claims."""
+    if demand.needed is None:
+        return ceil(gpu_bytes(record) / demand.gpus)
+    room = demand.room(host, gpu)
+    return room if demand.share is not None and room is not None else demand.needed
+
+
+def _memory(record: dict[str, Any], instance: dict) -> int:
+    """Bytes of the machine's memory for a new instance: its container may have no more than its limit."""
+    limit = record["container"].get("memory_bytes") or 0
+    needed = demand_of(record, 0).needed
+    return limit if instance["gpus"] or needed is None else min(limit, needed) or needed
 
 
 def _seat(members: list[dict], record: dict[str, Any], host: dict[str, Any]) -> tuple[dict[int, list[str]], list[str]]:
     """GPUs for the new instances on one host, and what it lacks."""
     gpus: dict[int, list[str]] = {}
     lacking = []
-    needed = (record["container"].get("memory_bytes") or 0) * len(members)
+    needed = sum(_memory(record, instance) for instance in members)
     free = host.get("memory_free", 0)
     if free < needed:
         lacking.append(f"{needed / GIB:.1f} GiB of memory are needed beside what runs, {free / GIB:.1f} GiB are free")
     idle = list(host.get("gpus_idle", []))
     for instance in members:
-        count = len(instance["gpus"])
+        count = gpu_count(record, instance)
         if count == 0:
             continue
-        each = ceil(gpu_bytes(record) / count)
-        if all(host.get("gpu_free", {}).get(gpu, 0) >= each for gpu in instance["gpus"]):
+        demand, gpu_free = demand_of(record, count), host.get("gpu_free", {})
+        large = [gpu for gpu in idle if demand.fits(host, gpu)]
+        own = count == len(instance["gpus"])
+        if own and all(gpu_free.get(gpu, 0) >= _each(record, demand, host, gpu) for gpu in instance["gpus"]):
             gpus[instance["replica"]] = instance["gpus"]
-        elif len(idle) >= count:
-            gpus[instance["replica"]], idle = idle[:count], idle[count:]
+        elif len(large) >= count:
+            gpus[instance["replica"]] = large[:count]
+            idle = [gpu for gpu in idle if gpu not in large[:count]]
         else:
+            each = max((_each(record, demand, host, gpu) for gpu in [*instance["gpus"], *idle]), default=0)
             lacking.append(f"neither {each / GIB:.1f} GiB free on each GPU of {instance['id']} nor {count} idle GPUs")
     return gpus, lacking
+
+
+def per_cent(share: str, count: int) -> int:
+    """How many of `count` a share such as "25%" is, rounded up."""
+    return ceil(count * int(share.rstrip("%")) / 100)
 
 
 def make_batches(replicas: list[int], wanted: list[int | str], most: int) -> list[list[int]]:
@@ -93,7 +150,7 @@ def make_batches(replicas: list[int], wanted: list[int | str], most: int) -> lis
     batches: list[list[int]] = []
     done = 0
     for stage in [*wanted, "100%"]:
-        goal = stage if isinstance(stage, int) else ceil(len(replicas) * int(stage.rstrip("%")) / 100)
+        goal = stage if isinstance(stage, int) else per_cent(stage, len(replicas))
         while done < min(goal, len(replicas)):
             size = min(most, min(goal, len(replicas)) - done)
             batches.append(replicas[done : done + size])

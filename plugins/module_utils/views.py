@@ -19,7 +19,7 @@ def host_instances(plan: dict, host: str) -> list:
     """The instances of one host, each with its release under `record` and its `duty`.
 
     Duty: `serve` (has to run), or in an open rollout `wait` (has to stand ready, the rollout starts it) and `leave` (the
-    rollout stops it). What waits or leaves is nobody else's to start or stop.
+    rollout stops it), or `rest` on a host in maintenance. Only what has to serve is anybody else's to start or stop.
     """
     return [
         {**instance, "record": plan["releases"][instance["release"]], "duty": duty(plan, instance)}
@@ -29,7 +29,9 @@ def host_instances(plan: dict, host: str) -> list:
 
 
 def duty(plan: dict, instance: dict) -> str:
-    """serve, wait or leave: see host_instances."""
+    """serve, wait, leave or rest: see host_instances."""
+    if instance["host"] in plan.get("maintenance", {}):
+        return "rest"
     rollout = plan.get("rollouts", {}).get(instance["model"])
     if rollout is None:
         return "serve"
@@ -37,8 +39,8 @@ def duty(plan: dict, instance: dict) -> str:
 
 
 def settled_instances(plan: dict) -> list:
-    """The instances of models of which no rollout is open."""
-    return [instance for instance in plan["instances"] if instance["model"] not in plan.get("rollouts", {})]
+    """The instances that have to take requests: no rollout of their model is open, and their host is not in maintenance."""
+    return [instance for instance in plan["instances"] if duty(plan, instance) == "serve"]
 
 
 def engine_key(seed: str, model: str) -> str:
@@ -204,7 +206,7 @@ def _health(instance: dict, state: dict, generation: int, wanted: str) -> tuple:
         return "unreachable", ""
     found = next((it for it in state["instances"] if it["id"] == instance["id"]), None)
     if wanted != "serve" and (found is None or found["state"] in ("created", "exited")):
-        return {"wait": "waiting", "leave": "stopped"}[wanted], ""
+        return {"wait": "waiting", "leave": "stopped", "rest": "in maintenance"}[wanted], ""
     if found is None:
         return "missing", "no container"
     drift = [

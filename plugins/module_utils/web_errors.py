@@ -160,7 +160,7 @@ def _tls(reason: ssl.SSLError, host: str, where: str) -> Exception:
             "name one that the server's CA signed (client_cert, client_key)",
         )
     if kind in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"):
-        fix = "check the port; for a server without TLS write http://, or set plain_http in llm_fleet_sources"
+        fix = "check the port; for a server without TLS write http://, or set plain_http in llm_fleet_sources (for images: under oci://<registry>/)"
         return ArtifactError(f"{host} does not speak TLS on this port", where, fix)
     closed = isinstance(reason, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
     detail = "it closed the connection" if closed else kind.lower().replace("_", " ") or type(reason).__name__

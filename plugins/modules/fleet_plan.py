@@ -66,7 +66,10 @@ options:
   hosts:
     description:
       - The hosts that answered. To what M(localfirst.llm_fleet.host_info) returned add C(name), C(address) and, for a
-        GPU node, C(gpus), the UUIDs of its GPUs.
+        GPU node whose GPUs are not all to be used, C(gpus), a list of UUIDs.
+      - C(memory_reserve) and C(gpu_memory_reserve) are bytes of the machine's memory and of each GPU's that are not for engines, by default
+        1 GiB and 512 MiB.
+      - Without C(gpus), a node has all GPUs that answer. One whose driver does not answer keeps those that its instances have.
     type: list
     elements: dict
     required: true
@@ -146,6 +149,44 @@ options:
         description: With V(abandon), why the release is not to be tried again. Empty if it may be.
         type: str
         default: ""
+  maintenance:
+    description: Hosts to take out of service, or to bring back. Nothing else of the plan changes then.
+    type: dict
+    suboptions:
+      hosts:
+        description: Names of GPU nodes.
+        type: list
+        elements: str
+        required: true
+      state:
+        description: Take them out (V(begin)) or bring them back (V(end)).
+        type: str
+        choices: [begin, end]
+        required: true
+      who:
+        description: Who asks.
+        type: str
+        required: true
+      why:
+        description: Why, in words.
+        type: str
+        default: ""
+  what_if:
+    description:
+      - Plan for another fleet than there is. The result is for people to look at, and must not be applied.
+      - Nodes are taken away as with O(removed), and new ones are bare.
+    type: dict
+    suboptions:
+      without:
+        description: Names and patterns of GPU nodes, comma-separated, that are gone.
+        type: str
+        default: ""
+      with:
+        description:
+          - GPU nodes that come, comma-separated, each as C(name:node), a node like one that answered, or C(name:8x80g), one with so many
+            GPUs of that size, and otherwise like the first that answered.
+        type: str
+        default: ""
   strict:
     description: Fail when there is a fault; otherwise return the faults, and the plan that was last applied.
     type: bool
@@ -207,6 +248,14 @@ pending:
   type: list
   elements: str
   returned: always
+memory_warnings:
+  description:
+    - What runs although by the estimate it does not fit, what fits with little to spare, and of what it is not known, a line each.
+    - What cannot fit, and does not run yet, is a fault. See docs/fit.md.
+  type: list
+  elements: str
+  returned: always
+  sample: ["tiny: memory not checked, because the lockfile does not have its shape: lock again"]
 artifacts:
   description:
     - The model versions whose files each host needs, by host, for what it runs and for what it is to run.
@@ -234,6 +283,18 @@ suppliers:
   type: list
   elements: str
   returned: always
+nodes:
+  description:
+    - The GPU nodes that were planned for, as P(localfirst.llm_fleet.plan_picture#filter) takes them. Memory is in bytes, null where nobody
+      knows.
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    - name: gpu1
+      memory_bytes: 540431953920
+      gpus: [{"uuid": GPU-4f1b2c3d-0000-0000-0000-000000000000, "name": NVIDIA H100 80GB HBM3, "memory": 85520809984}]
+      note: ""
 clients:
   description: The clients, with defaults filled in.
   type: list
@@ -255,6 +316,21 @@ unsettled:
   description: With O(rollout), where there is nothing to roll out, whether an earlier run was broken off while it closed its rollout.
   type: bool
   returned: always
+probes:
+  description: With O(maintenance), the gates and golden prompts of each model of the catalog.
+  type: dict
+  returned: always
+  sample: {"tiny": {"gates": {"samples": 20}, "smoke": []}}
+gpu_problems:
+  description: What is wrong with the GPUs of nodes that answered, a line each; these are warnings too.
+  type: list
+  elements: str
+  returned: always
+engine_warnings:
+  description: Engines in use that are on their way out, a line each, with the way to another; these are warnings too.
+  type: list
+  elements: str
+  returned: always
 status:
   description: What should run and what does, a row for each instance.
   type: list
@@ -266,7 +342,9 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fleet_planner import FleetPlanner
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.maintenance import MAINTENANCE
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import ASKED
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.what_if import WHAT_IF
 
 
 def main() -> None:
@@ -291,12 +369,17 @@ def main() -> None:
             "engine_images": {"type": "dict", "default": {}},
             "allow_empty_catalog": {"type": "bool", "default": False},
             "rollout": {"type": "dict", "options": ASKED},
+            "maintenance": {"type": "dict", "options": MAINTENANCE},
+            "what_if": {"type": "dict", "options": WHAT_IF},
             "strict": {"type": "bool", "default": True},
         },
+        mutually_exclusive=[("rollout", "maintenance", "what_if")],
         supports_check_mode=True,
     )
     planner = FleetPlanner(module.params)
     result = planner.run()
+    for line in [*result["gpu_problems"], *result["engine_warnings"]]:
+        module.warn(line)
     faults = [fault.as_dict() for fault in planner.faults]
     if faults and module.params["strict"]:
         module.fail_json(msg=listing(planner.faults), faults=faults)

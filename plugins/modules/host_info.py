@@ -20,6 +20,10 @@ options:
     description: Read also what only a gateway has, HAProxy's version and the registry of tokens, and its CA.
     type: bool
     default: false
+  gpus:
+    description: Read also the state of GPUs and driver, which takes seconds on a node with many.
+    type: bool
+    default: true
   controller_clock:
     description:
       - The controller's time in seconds since 1970-01-01 UTC, at the moment when it called the module.
@@ -75,11 +79,43 @@ memory_free:
   type: int
   returned: always
   sample: 498216206336
+gpu:
+  description:
+    - RV(localfirst.llm_fleet.gpu_info#module:state), RV(localfirst.llm_fleet.gpu_info#module:problem) and
+      RV(localfirst.llm_fleet.gpu_info#module:gpus) of M(localfirst.llm_fleet.gpu_info). NVLink is not asked for.
+  type: dict
+  returned: with O(gpus=true)
+  sample: {"state": "no_gpu", "problem": "", "gpus": []}
+gpu_memory:
+  description: Memory in bytes of what engines can be given, by UUID. That is each GPU that answers, or its MIG devices where MIG is on.
+  type: dict
+  returned: always
+  sample: {"GPU-4f1b2c3d-0000-0000-0000-000000000000": 85520809984}
 gpu_free:
-  description: Free memory of each GPU in bytes, by UUID. A GPU that does not say is left out, for example one in MIG mode.
+  description: Free memory of the same in bytes, by UUID. What does not say is left out.
   type: dict
   returned: always
   sample: {"GPU-4f1b2c3d-0000-0000-0000-000000000000": 84289781760}
+gpu_health:
+  description:
+    - What the last look of the role P(localfirst.llm_fleet.gpu_health#role) has found, and how many seconds ago (C(age)). Empty where it
+      has not looked.
+  type: dict
+  returned: always
+  sample:
+    checked: "2026-11-28T17:10:14Z"
+    age: 42.1
+    interval: 60
+    severity: critical
+    drain: true
+    findings:
+      - finding: xid-79
+        gpu: "0000:53:00.0"
+        uuid: GPU-4f1b2c3d-0000-0000-0000-000000000000
+        severity: critical
+        since: "2026-11-28T17:08:02Z"
+        text: "XID 79, fallen off the bus: GPU has fallen off the bus."
+        advice: Drain the host, and switch its power off and on. If it comes back, have card, power and slot checked
 store:
   description: Size and free space, in bytes, of the file system that holds (or will hold) the store.
   type: dict
@@ -95,6 +131,11 @@ docker:
   type: dict
   returned: always
   sample: {"state": "running", "version": "20.10.24", "restart_pending": false}
+python_requests:
+  description: Whether the Python that modules run with has C(requests), which the modules of community.docker need.
+  type: bool
+  returned: always
+  sample: true
 haproxy_version:
   description: Version of HAProxy that is installed, or else of the package that would be; an empty string if there is none.
   type: str
@@ -138,6 +179,7 @@ fleet_ca:
   returned: always
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -145,6 +187,9 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.gpu_supply import memory
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.gpu_survey import GpuSurvey
 
 LABEL = "llm_fleet."
 OS_RELEASE = Path("/etc/os-release")
@@ -162,16 +207,19 @@ class HostInfo:
 
     def collect(self) -> dict:
         plan, plan_error = self.read_json(self.state_dir / "plan.json")
+        gpus = self.gpus() if self.module.params["gpus"] else {"gpu_memory": {}, "gpu_free": {}}
         description = {
             "distribution": self.distribution(),
             "clock_skew": self.clock_skew(),
             "controller_clock": self.module.params["controller_clock"],
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "memory_free": self.memory_free(),
-            "gpu_free": self.gpu_free(),
+            **gpus,
+            "gpu_health": self.gpu_health(),
             "store": self.store(),
             "blobs": self.blobs(),
             "docker": self.docker(),
+            "python_requests": importlib.util.find_spec("requests") is not None,
             "instances": self.instances(),
             "plan": plan,
             "plan_error": plan_error,
@@ -190,6 +238,16 @@ class HostInfo:
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
         return int(fields.get("MemAvailable", "0 kB").split()[0]) * 1024
 
+    def gpus(self) -> dict:
+        """What planning and rollouts have to know of GPUs."""
+        seen = GpuSurvey().collect(details=False)
+        gpu = {key: seen[key] for key in ("state", "problem", "gpus")}
+        free = memory(gpu["gpus"], "memory_free")
+        # Where the whole document fails, the short question may still be answered, unless nvidia-smi hangs.
+        if not gpu["gpus"] and gpu["state"] != "failing":
+            free = self.gpu_free()
+        return {"gpu": gpu, "gpu_memory": memory(gpu["gpus"], "memory_total"), "gpu_free": free}
+
     def gpu_free(self) -> dict:
         """Free bytes of each GPU by its UUID; nvidia-smi counts in MiB."""
         free = {}
@@ -200,6 +258,14 @@ class HostInfo:
             if mebibytes.strip().isdigit():
                 free[uuid.strip()] = int(mebibytes) * 2**20
         return free
+
+    def gpu_health(self) -> dict:
+        """What people have to know of it; the rest of that file is for the next look."""
+        state, _error = self.read_json(self.state_dir / "gpu-health.json")
+        if not isinstance(state, dict) or "findings" not in state:
+            return {}
+        told = {key: state[key] for key in ("checked", "interval", "severity", "drain", "findings")}
+        return {**told, "age": round(time.time() - (self.state_dir / "gpu-health.json").stat().st_mtime, 1)}
 
     def fleet_ca(self) -> str:
         path = GATEWAY_CA if self.module.params["gateway"] else HOST_CA
@@ -319,6 +385,7 @@ def main() -> None:
         argument_spec={
             "state_dir": {"type": "path", "default": "/var/lib/llm_fleet"},
             "gateway": {"type": "bool", "default": False},
+            "gpus": {"type": "bool", "default": True},
             "controller_clock": {"type": "float"},
         },
         supports_check_mode=True,

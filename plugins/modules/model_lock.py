@@ -187,6 +187,12 @@ unasked:
   elements: dict
   returned: success
   sample: [{"title": "chat 1.0.0", "asked": "hf://example/chat@main", "why": "https://huggingface.co: …"}]
+shapeless:
+  description: Versions whose files do not say what their memory depends on, so that the plan does not check whether they fit.
+  type: list
+  elements: dict
+  returned: success
+  sample: [{"title": "chat 1.0.0", "why": "the file is no GGUF"}]
 downloaded_bytes:
   description: Bytes that were downloaded to be hashed.
   type: int
@@ -348,6 +354,7 @@ def main() -> None:
         actions=hide(lock.actions),
         drift=hide(lock.drift),
         unasked=hide(lock.unasked),
+        shapeless=hide(lock.shapeless),
         downloaded_bytes=downloaded,
         diff={
             "before": module.params["current"],

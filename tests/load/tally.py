@@ -166,20 +166,26 @@ class Tally:
 
 
 def live_line(now: dict, width: int) -> str:
-    """The figures of `Tally.now` as one line, with as much as the terminal has room for: what clients see."""
+    """The figures of `Tally.now` as one line, with as much as the terminal has room for: what clients see.
+
+    Without `shares` there is nothing of versions in it.
+    """
     broken = now["broken"] + now["short"] + now["duplicated"]
     minutes, seconds = divmod(int(now["seconds"]), 60)
     counts = [f"open {now['open']:>2}", f"complete {now['complete']}", f"broken {broken}", f"refused {now['refused']}"]
     # Without a fault to show, what counts it is only something more to read.
     counts += [f"{name} {now[name]}" for name in ("late", "unconnected") if now[name]]
     clock, figures, stall = f"{minutes:02}:{seconds:02}", " · ".join(counts), f"longest stall {now['longest_stall_s']:.2f} s"
-    bars = "  ".join(f"{name[:16]} {_bar(share)} {share:4.0%}" for name, share in now["shares"].items()) or "no answer yet"
-    shares = "  ".join(f"{name[:10]} {share:.0%}" for name, share in now["shares"].items()) or "no answer yet"
-    lines = [
-        f"what clients see {clock} │ {bars} │ {figures} │ {stall}",
-        f"clients {clock} │ {shares} │ {figures} │ {stall}",
-        f"{clock} │ {shares} │ {figures}",
+    bars, shares = [], []
+    if "shares" in now:
+        bars = ["  ".join(f"{name[:16]} {_bar(share)} {share:4.0%}" for name, share in now["shares"].items()) or "no answer yet"]
+        shares = ["  ".join(f"{name[:10]} {share:.0%}" for name, share in now["shares"].items()) or "no answer yet"]
+    columns = [
+        [f"what clients see {clock}", *bars, figures, stall],
+        [f"clients {clock}", *shares, figures, stall],
+        [clock, *shares, figures],
     ]
+    lines = [" │ ".join(line) for line in columns]
     return next((line for line in lines if len(line) <= width), lines[-1][:width])
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -177,12 +176,3 @@ def bare(fleet, operator):
 @pytest.fixture(scope="session")
 def secrets() -> list[str]:
     return [HUB_TOKEN, S3_SECRET]
-
-
-def pytest_collection_modifyitems(config, items) -> None:
-    """Tests marked `long` run where LLM_FLEET_LONG is set, as `make test-long` does."""
-    if os.environ.get("LLM_FLEET_LONG"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]

@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, unharmed
+from ansible_collections.localfirst.llm_fleet.molecule.conftest import unharmed
+from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere
 
 BAD = [
     pytest.param("2.1.0", {}, "smoke[0]", id="answers-otherwise"),

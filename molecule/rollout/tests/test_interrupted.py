@@ -10,8 +10,8 @@ import signal
 
 import pytest
 
-from ansible_collections.localfirst.llm_fleet.molecule.conftest import until
-from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, unharmed
+from ansible_collections.localfirst.llm_fleet.molecule.conftest import unharmed, until
+from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere
 
 SURGE = ("-e", "strategy=surge")
 long = pytest.mark.long
@@ -26,7 +26,7 @@ POINTS = [
     pytest.param("Let the instances in", 1, marks=long),
     pytest.param("Count requests, errors and times of both releases on every gateway", 2, marks=long),
     pytest.param("Drain the instances", 1, marks=long),
-    pytest.param("Wait for those that load side by side", 2, marks=long),
+    pytest.param("Wait for those that load side by side", 1, marks=long),
     pytest.param("Remember how far it is", 3, marks=long),
     pytest.param("Note the new release as good", 1, marks=long),
 ]

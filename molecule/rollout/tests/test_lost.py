@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from ansible_collections.localfirst.llm_fleet.molecule.conftest import until
-from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, unharmed, versions
+from ansible_collections.localfirst.llm_fleet.molecule.conftest import unharmed, until
+from ansible_collections.localfirst.llm_fleet.molecule.rollout.tests.conftest import everywhere, versions
 
 pytestmark = pytest.mark.long
 SURGE = ("-e", "strategy=surge")
@@ -19,7 +19,7 @@ SILENT = "iptables {} INPUT -p tcp --dport 22 -j DROP"
 
 
 def begun(output, task: str):
-    return until(lambda: f"TASK [{task}" in output.read_text(), 300, 0.1)
+    return until(lambda: f"TASK [{task}" in output.read_text(), 600, 0.1)
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def test_a_gateway_that_falls_silent_in_mid_drain_breaks_nothing(fleet, rollouts
 @pytest.mark.parametrize("verb", ["reload", "restart"])
 def test_haproxy_may_come_and_go_in_mid_drain(fleet, rollouts, turn, load, tmp_path, verb):
     output = tmp_path / "output"
-    with load(tokens=(400, 900)) as clients:
+    with load(tokens=(300, 500)) as clients:
         process = rollouts.start("talk", *turn.arguments, *SURGE, output=output)
         begun(output, "Drain the instances")
         fleet.shell("gw1", f"systemctl {verb} haproxy")

@@ -43,6 +43,7 @@ COMPRESSED_TAR = re.compile(r"\.tar\+(?:gzip|zstd)$|\.tar\.gzip$")
 ARCHIVE_NAME = re.compile(r"\.(?:tar|tgz|tar\.(?:gz|zst))$", re.IGNORECASE)
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 CONFIG_LIMIT = 1024 * 1024
+PLATFORMS = ("linux/amd64", "linux/arm64")  # of the machines that nodes may be
 DOCKER_HUB = "docker.io"
 IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 
@@ -77,6 +78,35 @@ class OciSource(Source):
     def read_manifest(self) -> Manifest:
         """What the address points to: a manifest, or a list of them."""
         return self._registry.manifest(self.url.revision)
+
+    def image_ids(self) -> dict[str, str]:
+        """The digest of an image's configuration by platform: what Docker calls its id, wherever it came from."""
+        manifest = self.read_manifest()
+        if not manifest.is_index:
+            digest = self._config_digest(manifest)
+            config = self._image_config(digest) if digest else {}
+            return {_platform({"platform": config}): digest} if _platform({"platform": config}) in PLATFORMS else {}
+        found = {}
+        for entry in entries(manifest.data, "manifests"):
+            if _platform(entry) in PLATFORMS and _is_content(entry):
+                digest = self._config_digest(self._registry.manifest(read_digest(entry, self._registry)))
+                if digest:
+                    found.setdefault(_platform(entry), digest)
+        return found
+
+    def _config_digest(self, manifest: Manifest) -> str:
+        """The digest of an image's configuration; empty where a manifest is no image's."""
+        config = manifest.data.get("config")
+        if not isinstance(config, dict) or config.get("mediaType") not in IMAGE_CONFIGS:
+            return ""
+        return read_digest(config, self._registry)
+
+    def _image_config(self, digest: str) -> dict:
+        try:
+            config = json.loads(self._registry.small_blob(digest, CONFIG_LIMIT))
+        except ValueError:
+            return {}
+        return config if isinstance(config, dict) else {}
 
     def _files(self, manifest: Manifest) -> list[RemoteFile]:
         files = read_layers(manifest, self._registry)
@@ -178,6 +208,11 @@ def image_digest(reference: str, settings: Settings) -> tuple[str, str]:
     # Messages name what the operator wrote, and that is no source.
     digest = OciSource(image._replace(text=reference), settings).read_manifest().digest
     return f"{image.host}/{image.path}", digest
+
+
+def image_ids(reference: str, digest: str, settings: Settings) -> dict[str, str]:
+    """{platform: Docker's id} of the image with that digest in the reference's repository."""
+    return OciSource(parse_image(reference)._replace(revision=digest, text=reference), settings).image_ids()
 
 
 def image_address(reference: str) -> str:

@@ -216,3 +216,9 @@ def test_the_live_line_shows_what_there_is_room_for(width):
         assert "late" not in line
     if width > 130:
         assert "1.1.0 ██████░░░░  62%" in line and "longest stall 0.31 s" in line
+
+
+def test_the_live_line_goes_without_versions():
+    counts = {"complete": 1200, "broken": 0, "short": 0, "duplicated": 0, "refused": 0, "late": 0, "unconnected": 0}
+    line = live_line({**counts, "seconds": 75.2, "open": 9, "longest_stall_s": 0.31}, 130)
+    assert line == "what clients see 01:15 │ open  9 · complete 1200 · broken 0 · refused 0 │ longest stall 0.31 s"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -71,7 +72,12 @@ class Controller:
 @pytest.fixture
 def controller(tmp_path):
     (tmp_path / "inventory").mkdir()
-    return Controller(tmp_path / "inventory")
+    yield Controller(tmp_path / "inventory")
+    # Workers of a controller that was killed are in sessions of their own, and wait for it without an end.
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(tmp_path / "inventory").encode() in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_a_playbook_that_notices_everything_is_right(faults):
         ('          vars: {step: "{{ drained }}"}\n', "", "Drain: answered.yml is not given drained"),
         ('{step: "{{ drained }}"}', '{step: "{{ drained }}"}\n          when: false', "Drain: answered.yml is not given drained"),
         ("answered.yml", "back/surge.yml", "Drain: nothing fails where drained has no answer"),
-        ("lock_held", "lock_holder", "Ask: nothing fails where asked has no answer"),
+        ("lock_held", "lock_refusal", "Ask: nothing fails where asked has no answer"),
         ("that: answers", "that: others", "Ask: nothing fails where asked has no answer"),
         ("lock_held}", "lock_held}\n          when: false", "Ask: nothing fails where asked has no answer"),
         ("delegate_to: localhost", "delegate_to: gw1", "Write: it needs ignore_unreachable"),

@@ -173,7 +173,8 @@ class Bench:
         for name in MAPS:
             (self.maps / f"{name}.map").write_text(render(f"maps/{name}.map.j2", values))
         # Five checks a second, so that no test waits long for a server to come up or go down.
-        self.config.write_text(render("haproxy.cfg.j2", values).replace("inter 1s", "inter 200ms"))
+        text = render("haproxy.cfg.j2", values).replace("inter 1s", "inter 200ms").replace("agent-inter 10s", "agent-inter 200ms")
+        self.config.write_text(text)
 
     def check(self) -> subprocess.CompletedProcess:
         return subprocess.run([HAPROXY, "-c", "-f", self.config], capture_output=True, text=True, check=False)

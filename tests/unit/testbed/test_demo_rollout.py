@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,41 +115,3 @@ def test_its_plays_are_those_of_the_playbooks():
         for name in re.findall(r"^- name: (.+)$", file.read_text(), re.MULTILINE)
     }
     assert set(PLAYS) <= names
-
-
-STEPS = """
-- name: Look once more, and plan without the rollout
-  hosts: localhost
-  gather_facts: false
-  tasks:
-    - ansible.builtin.set_fact:
-        rollout: {model: tiny, strategy: surge, from_version: 1.0.0, to_version: 1.1.0, undo: false, canary: null, secret: hidden,
-                  batches: [{number: 1, of: 1, new: [{host: gpu1, id: tiny-0-b}]}]}
-        rollout_marks: [{at: 1, what: begin, batch: 0}]
-    - ansible.builtin.set_fact:
-        rollout_marks: "{{ rollout_marks + [{'at': 2, 'what': 'share 20', 'batch': 1}] }}"
-        rollout_key: hidden
-    - ansible.builtin.set_fact:
-        rollout_gates: [{batch: 1, gate: probes, failures: [], summary: {}}]
-    - ansible.builtin.set_fact: {rollout_back: too slow}
-"""
-
-
-def test_ansible_passes_on_what_the_coordinator_notes(tmp_path):
-    """With a real ansible-playbook: what its callback writes is what the story reads."""
-    playbook, events = tmp_path / "steps.yml", tmp_path / "events"
-    playbook.write_text(STEPS)
-    environment = {
-        **os.environ,
-        "ANSIBLE_CALLBACK_PLUGINS": str(demo_rollout.CALLBACKS),
-        "ANSIBLE_CALLBACKS_ENABLED": "rollout_events",
-        "LLM_FLEET_EVENTS": str(events),
-    }
-    command = [Path(sys.executable).parent / "ansible-playbook", "-i", "localhost,", playbook]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    written = [json.loads(line) for line in events.read_text().splitlines()]
-    assert [set(event) - {"at"} for event in written] == [{"play"}, {"rollout"}, {"mark"}, {"mark"}, {"gate"}, {"back"}]
-    assert written[1]["rollout"]["batches"] == [{"number": 1, "hosts": ["gpu1"]}]
-    assert written[3]["mark"]["what"] == "share 20"
-    assert "hidden" not in events.read_text() and "[WARNING]" not in done.stderr

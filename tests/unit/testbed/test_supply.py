@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
-"""Model files are what the inventory's recipes say, and the fleet for rollouts is the others' with a node more."""
+"""Model files and directories are what the inventory's recipes say, and the fleet for rollouts is the others' with a node more."""
 
 from __future__ import annotations
 
@@ -116,6 +116,31 @@ def test_the_recipe_of_a_file_is_found_by_its_name(inventory, tmp_path):
         supply.supply(fleet, wanted)
     assert (tmp_path / "state" / "models" / "a.gguf").read_bytes() == made(tmp_path / "same.gguf")
     assert wanted.images == {"llamacpp:flaky": "llamacpp-flaky"}
+
+
+def test_a_source_that_is_no_gguf_file_is_a_directory(inventory, tmp_path):
+    fleet, wanted = inventory(
+        [f"file://{{{{ testbed_state_dir }}}}/models/{name}" for name in ("a-1.0.0/", "a-1.0.1")], testbed_models={"a-1.0.0": SMALL}
+    )
+    with pytest.raises(testbed.FleetError, match="testbed_publish"):
+        supply.supply(fleet, wanted)
+    folder = tmp_path / "state" / "models" / "a-1.0.0"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["a-1.0.0", "a-1.0.0.recipe", "a-1.0.1", "a-1.0.1.recipe"]
+    listed = [line.split("  ")[1] for line in supply.sums(folder).splitlines()]
+    assert listed == sorted(path.name for path in folder.iterdir()) and "config.json" in listed
+
+
+def test_a_directory_is_made_once_and_anew_by_another_recipe(tmp_path):
+    folder = tmp_path / "talk-1.0.0"
+    supply.make_model(folder, SMALL)
+    before, inode = supply.sums(folder), folder.stat().st_ino
+    supply.make_model(folder, SMALL)
+    assert folder.stat().st_ino == inode
+    (folder / "stray").touch()
+    supply.make_model(folder, {**SMALL, "seed": 6})
+    assert "stray" not in supply.sums(folder) != before
+    supply.make_model(folder, SMALL)
+    assert supply.sums(folder) == before
 
 
 def test_a_recipe_for_no_file_is_a_slip(inventory, tmp_path):

@@ -32,10 +32,7 @@ def test_the_documentation_names_the_parameters(name):
 def test_held_or_whose_it_is():
     assert FILTERS["lock_held"]([MINE]) and not FILTERS["lock_held"]([THEIRS])
     assert FILTERS["lock_refusal"]([MINE]) == "" and "bob" in FILTERS["lock_refusal"]([THEIRS])
-    assert FILTERS["lock_holder"]([MINE]) is None
-    assert FILTERS["lock_holder"]([THEIRS]) == {**OTHER, "gone": False}
     assert FILTERS["lock_gone"]([THEIRS], {"place": "elsewhere"}) == []
     # No pid is as high as this one.
     ended = {**THEIRS, "holder": {**OTHER, "process": "99999999:1"}}
-    assert FILTERS["lock_holder"]([ended], {"place": "p"})["gone"] is True
     assert FILTERS["lock_gone"]([ended], {"place": "p"}) == [ended["holder"]]

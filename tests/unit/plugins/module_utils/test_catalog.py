@@ -21,6 +21,8 @@ PROFILES = {
             "warm": {"type": "bool", "flag": "--warm"},
             "scale": {"type": "float", "flag": "--scale"},
         },
+        "container": {"command": [["--port", "{port}"]]},
+        "extra_args": {"deny": ["--api-key"]},
     },
 }
 HOSTS = ["gpu1", "gpu2"]
@@ -50,7 +52,7 @@ def test_a_sound_catalog_has_no_fault_and_gets_its_defaults():
     assert models[0]["parallel"] > 0
     assert models[0]["replicas"] == 1
     assert models[0]["gpus"] == 0
-    assert models[0]["placement"] == {"hosts": ["*"]}
+    assert models[0]["placement"] == {"hosts": ["*"], "labels": {}, "gpu": [], "spread": None, "apart": []}
     assert models[0]["settings"] == {}
     assert set(clients[0]["limits"]) == {"requests_per_minute", "concurrent"}
 
@@ -62,14 +64,17 @@ def test_nobody_has_access_by_default():
 def test_what_is_written_is_kept():
     written = model(
         settings={"threads": 2, "mode": "fast", "split": [3, 1], "warm": False, "scale": 0.5},
+        extra_args=["--fast", "--depth=3"],
         context=512,
         parallel=2,
         replicas="all",
+        per_host=2,
         gpus=2,
-        placement={"hosts": ["gpu*"]},
+        share=True,
+        placement={"hosts": ["gpu*"], "labels": {"rack": ["r1", "r2"]}, "gpu": ["*H100*"], "spread": "rack", "apart": ["tiny"]},
         access=["*"],
         queue=0,
-        limits={"memory": "8g", "cpus": 2, "pids": 100},
+        limits={"memory": "8g", "gpu_memory": "20g", "cpus": 2, "pids": 100},
         smoke=[{"prompt": "Say hello", "expect": "hello"}],
         gates={
             "path": "/v1/completions",
@@ -139,6 +144,10 @@ def test_checking_twice_changes_nothing():
         ({"placement": {"hosts": ["gpu1", "gpx*"]}}, "placement.hosts", "'gpx*' matches no host"),
         ({"placement": {"hosts": []}}, "placement.hosts", "too short"),
         ({"placement": {"host": ["gpu1"]}}, "placement", "'hosts'"),
+        ({"placement": {"labels": {"rack": 3}}}, "placement.labels.rack", "a list"),
+        ({"placement": {"apart": ["tinny"]}}, "placement.apart", "did you mean 'tiny'?"),
+        ({"per_host": 2, "replicas": 3}, "per_host", "replicas: all"),
+        ({"share": "yes"}, "share", "true or false"),
         ({"limits": {"memory": "8 GB"}}, "limits.memory", "a size"),
         ({"limits": {"memory": 8}}, "limits.memory", "in quotes"),
         ({"limits": {"memory": "63m"}}, "limits.memory", "64m"),
@@ -204,6 +213,11 @@ def test_a_constraint_stays_one(wanted):
     assert faults == [] and models[0]["version"] == wanted
 
 
+def test_arguments_that_the_fleet_relies_on_are_refused():
+    [fault] = check(model(extra_args=["--fast", "--api-key=x"]))[2]
+    assert fault.where == "llm_fleet_models[tiny].extra_args[1]"
+
+
 def test_all_faults_come_at_once():
     faults = check(model(engine="vlm", version="2", access=["x"], replicas=-1), model(name="b", gpus=-1), clients=[])[2]
     assert [fault.where.partition("].")[2] for fault in faults] == [
@@ -222,7 +236,7 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 KEYS = ["name", "version", "versions", "engine", "settings", "context", "parallel", "replicas", "gpus", "placement"]
-KEYS += ["access", "queue", "limits", "smoke", "gates", "rollout", "intent", "unknown"]
+KEYS += ["extra_args", "share", "per_host", "access", "queue", "limits", "smoke", "gates", "rollout", "intent", "unknown"]
 
 
 @given(st.data())

@@ -140,6 +140,14 @@ def test_a_reloadable_key_that_goes_away_needs_a_restart():
     assert docker_daemon.changed_keys({"log-opts": {"a": "1"}}, {"log-opts": {"a": "2"}}) == ([], ["log-opts"])
 
 
+def test_features_that_docker_reads_at_its_start_need_a_restart():
+    buildkit, cdi = {"features": {"buildkit": True}}, {"features": {"buildkit": True, "cdi": True}}
+    assert docker_daemon.changed_keys({}, buildkit) == (["features"], [])
+    assert docker_daemon.changed_keys(buildkit, cdi) == ([], ["features"])
+    assert docker_daemon.changed_keys(cdi, buildkit) == ([], ["features"])
+    assert docker_daemon.changed_keys(cdi, {}) == ([], ["features"])
+
+
 @pytest.mark.parametrize(
     "text, where",
     [

@@ -12,6 +12,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profil
     PLACEHOLDERS,
     check_profile,
     fill,
+    legacy_warnings,
     setting_check,
     settings_check,
 )
@@ -50,6 +51,18 @@ PROFILE = {
         "busy": {"metric": "echo:busy"},
         "preload": {"path": "/load", "body": '{{"model":"{model}"}}'},
     },
+    "gpu_memory": {
+        "overhead_mb": 500,
+        "cpu_overhead_mb": 100,
+        "tensor_parallel": True,
+        "sequences": "one",
+        "cache_types": {"key": "mode", "value": "mode", "default": "auto"},
+        "share": {"setting": "threads", "default": 0.9},
+        "batch": {"setting": "threads", "default": 2048},
+        "flash_attention": {"setting": "mode", "off": "exact"},
+        "gpu_layers": "threads",
+        "unchecked": ["mode"],
+    },
 }
 
 
@@ -68,7 +81,7 @@ def test_a_sound_profile_has_no_fault():
 
 @pytest.mark.parametrize(
     "path",
-    [("api_key",), ("image",), ("http", "busy"), ("http", "preload"), ("container", "tmpfs"), ("container", "entrypoint")],
+    [("api_key",), ("image",), ("http", "busy"), ("http", "preload"), ("gpu_memory",), ("container", "tmpfs"), ("container", "entrypoint")],
 )
 def test_an_engine_need_not_have_everything(path):
     assert check_profile(changed(*path, to=[] if path[-1] == "tmpfs" else None), "echo.yml") == []
@@ -92,6 +105,11 @@ def test_an_engine_need_not_have_everything(path):
         (("container", "environment"), {"API_KEY": "x"}, ""),
         (("container", "environment"), {"A": 1}, "container.environment.A"),
         (("container", "user"), "root", "container.user"),
+        (("status",), "legacy", ""),
+        (("successors",), ["other"], ""),
+        (("extra_args",), {"deny": []}, "extra_args.deny"),
+        (("extra_args",), {"deny": ["-p"]}, "extra_args.deny[0]"),
+        (("extra_args",), {"deny": ["--port"], "values": "both"}, "extra_args.values"),
         (("container", "tmpfs"), ["tmp"], "container.tmpfs[0]"),
         (("container", "stop_signal"), "TERM", "container.stop_signal"),
         (("container", "memory", "base_mb"), "1g", "container.memory.base_mb"),
@@ -120,11 +138,27 @@ def test_an_engine_need_not_have_everything(path):
         (("image",), "registry.example/echo", "image"),
         (("image",), "echo:1.0", "image"),
         (("container", "entrypoint"), ["{prot}"], "container.entrypoint[0]"),
+        (("gpu_memory", "overhead_mb"), None, "gpu_memory"),
+        (("gpu_memory", "sequences"), "all", "gpu_memory.sequences"),
+        (("gpu_memory", "batch"), {}, "gpu_memory.batch"),
+        (("gpu_memory", "cache_types"), {"default": "f17"}, "gpu_memory.cache_types.default"),
+        (("gpu_memory", "share", "default"), 90, "gpu_memory.share.default"),
+        (("gpu_memory", "share", "setting"), "treads", "gpu_memory.share.setting"),
+        (("gpu_memory", "cache_types", "key"), "mood", "gpu_memory.cache_types.key"),
+        (("gpu_memory", "unchecked"), ["mode", "mood"], "gpu_memory.unchecked[1]"),
     ],
 )
 def test_one_slip_is_one_fault_in_its_place(path, value, where):
     faults = check_profile(changed(*path, to=value), "echo.yml")
     assert [fault.where for fault in faults] == [f"echo.yml: {where}" if where else "echo.yml"]
+
+
+def test_a_legacy_engine_is_told_of_once_with_the_way_to_others():
+    old = {**PROFILE, "name": "old", "status": "legacy", "successors": ["new", "newer"]}
+    assert check_profile(old, "old.yml") == []
+    models = [{"name": name, "engine": engine} for name, engine in [("b", "old"), ("c", "echo"), ("a", "old"), ("d", None)]]
+    [line] = legacy_warnings(models, {"old": old, "echo": PROFILE})
+    assert line.startswith("a, b:") and "new or newer" in line
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def versions(draw):
 
 @st.composite
 def lockfiles(draw):
-    images = st.fixed_dictionaries({"image": st.just("r:5000/a/b"), "digest": DIGEST}, optional={"asked": LINE})
+    ids = st.dictionaries(st.sampled_from(["linux/amd64", "linux/arm64"]), DIGEST)
+    images = st.fixed_dictionaries({"image": st.just("r:5000/a/b"), "digest": DIGEST}, optional={"asked": LINE, "ids": ids})
     lock = {
         "lockfile": 1,
         "images": draw(st.dictionaries(WORD, images, max_size=2)),

@@ -95,6 +95,8 @@ def test_ipv6_is_an_address():
 
 
 def test_gpus_are_a_list_of_uuids():
+    assert preflight.check_host(host(gpus=None), is_gateway=False) == []
+    assert preflight.check_host(host(gpus=["MIG-GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f/7/0"]), is_gateway=False) == []
     assert preflight.check_host(host(gpus=["GPU-11111111-1111-1111-1111-111111111111", "MIG-1"]), is_gateway=False) == []
     assert "not a list: 'GPU-1'" in only(preflight.check_host(host(gpus="GPU-1"), is_gateway=False)).what
     line = "GPU 0: NVIDIA H200 (UUID: GPU-1)"
@@ -165,3 +167,15 @@ def test_a_depot_runs_what_nginx_and_the_role_were_written_for():
 def test_where_there_are_depots_one_has_to_answer():
     assert preflight.check_depots([], []) == [] and preflight.check_depots(["d1", "d2"], ["d2"]) == []
     assert "d1, d2" in only(preflight.check_depots(["d2", "d1"], [])).what
+
+
+def placed(**rules) -> dict:
+    return {"name": "tiny", "placement": {"labels": {}, "spread": None, **rules}}
+
+
+def test_a_label_that_no_node_has_is_a_slip_of_the_pen():
+    hosts = [{"labels": {"rack": "r1"}}, {"labels": {}}, {}]
+    assert preflight.check_labels([placed(labels={"rack": ["r9"]}, spread="rack")], hosts) == []
+    faults = preflight.check_labels([placed(labels={"rak": ["r1"]}), placed(spread="zone")], hosts)
+    assert [fault.where for fault in faults] == ["llm_fleet_models[tiny].placement.labels", "llm_fleet_models[tiny].placement.spread"]
+    assert "did you mean 'rack'?" in faults[0].fix and all("llm_fleet_labels" in fault.fix for fault in faults)

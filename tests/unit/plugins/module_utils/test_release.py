@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import PLACEHOLDERS
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import (
     build_release,
+    command_line,
     engine_interfaces,
     placeholder_values,
     release_hash,
@@ -146,6 +147,58 @@ def test_an_engine_without_api_key_has_none():
     assert build(profile={**PROFILE, "api_key": None})["container"]["api_key_environment"] is None
 
 
+def sharded(**changes):
+    command = [*PROFILE["container"]["command"], ["--shards", "{tensor_parallel}"]]
+    return build({**MODEL, **changes}, profile={**PROFILE, "container": {**PROFILE["container"], "command": command}})
+
+
+def test_an_engine_that_divides_a_model_gets_all_gpus_and_one_part_on_cpus():
+    def shards(record):
+        command = record["container"]["command"]
+        return command[command.index("--shards") + 1]
+
+    assert [shards(sharded(gpus=gpus)) for gpus in (0, 1, 4)] == ["1", "1", "4"]
+    assert sharded(gpus=4)["release"] != sharded(gpus=2)["release"]
+    assert placeholder_values(sharded(gpus=4), 1)["tensor_parallel"] == 4
+
+
+def test_for_other_engines_the_number_of_gpus_is_no_part_of_a_release():
+    assert build({**MODEL, "gpus": 4}) == build()
+
+
+def test_the_configuration_of_a_model_is_the_topmost():
+    def directory(*paths):
+        files = [{"path": path, "size": 1, "sha256": "a" * 64} for path in paths]
+        return placeholder_values(build(locked={**LOCKED, "files": files}), 1)["config_dir"]
+
+    assert directory("1_Pooling/config.json", "config.json", "model.safetensors") == "/models"
+    assert directory("a/b/config.json", "c/config.json") == "/models/c"
+    assert directory("a/tiny.gguf") == "/models"
+
+
+def test_extra_arguments_come_last_as_the_engine_reads_them():
+    model = {**MODEL, "extra_args": ["--fast", "--depth=3"]}
+    joined = build(model, profile={**PROFILE, "extra_args": {"deny": ["--x"]}})
+    separate = build(model, profile={**PROFILE, "extra_args": {"deny": ["--x"], "values": "separate"}})
+    assert joined["container"]["command"] == [*build()["container"]["command"], "--fast", "--depth=3"]
+    assert separate["container"]["command"] == [*build()["container"]["command"], "--fast", "--depth", "3"]
+    assert joined["release"] != build()["release"]
+    assert build({**MODEL, "extra_args": []}) == build()
+
+
+def test_a_user_other_than_the_fleets_is_named():
+    bare = build(profile={**PROFILE, "container": {**PROFILE["container"], "user": "bare-root"}})
+    assert bare["container"]["user"] == "bare-root"
+    assert "user" not in build()["container"]
+
+
+def test_the_command_line_begins_with_the_entrypoint():
+    container = {**PROFILE["container"], "entrypoint": ["/bin/engine", "{model}"]}
+    record = build(profile={**PROFILE, "container": container})
+    assert command_line(record) == ["/bin/engine", "tiny", *record["container"]["command"]]
+    assert command_line(build()) == build()["container"]["command"]
+
+
 CHANGES = {
     "model": {"model": {**MODEL, "name": "other"}},
     "version": {"version": "1.0.1"},
@@ -228,6 +281,16 @@ def test_wanted_releases_takes_image_and_files_from_the_lockfile():
         "models": {"tiny": {"0.9.0": {**LOCKED, "size": 1}, "1.0.0": LOCKED}},
     }
     assert wanted_releases([MODEL], lock, {"echo": PROFILE}) == {"tiny": build()}
+
+
+def test_what_docker_calls_an_image_is_known_and_makes_no_other_release():
+    ids = {"linux/amd64": "sha256:" + "c" * 64}
+    lock = {
+        "images": {"echo": {**dict(zip(("image", "digest"), IMAGE.split("@"), strict=True)), "ids": ids}},
+        "models": {"tiny": {"1.0.0": LOCKED}},
+    }
+    record = wanted_releases([MODEL], lock, {"echo": PROFILE})["tiny"]
+    assert record == {**build(), "image_ids": ids}
 
 
 def test_interfaces_are_of_the_engines_in_use_only():

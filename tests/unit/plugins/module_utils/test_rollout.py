@@ -28,6 +28,7 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.plugins.module_utils.fl
     record,
     rollout_settings,
 )
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.fit_builders import known
 
 HOSTS = [host("gpu1", 4), host("gpu2", 4)]
 OLD, NEW = record("tiny"), record("tiny", "1.1.0")
@@ -143,6 +144,15 @@ def test_with_room_on_its_gpus_the_new_instance_shares_them(fleet):
     after = opened(fleet, HOSTS, "big", target, states=states)
     assert of(after, "big", target)[0]["gpus"] == old["gpus"]
     assert after["rollouts"]["big"]["strategy"] == "surge"
+
+
+def test_a_release_that_is_too_large_for_its_gpus_is_refused_and_one_that_ran_before_is_not(fleet):
+    target, [old] = {**record("big", "1.1.0"), "fit": known("big", 20 * 2**30)["fit"]}, of(fleet, "big")
+    sizes = {gpu: 16 * 2**30 for node in HOSTS for gpu in node["gpus"]}
+    states = room(fleet, gpus_idle=[], gpu_memory=sizes)
+    [fault] = asked(fleet, HOSTS, "big", target, states=states, accept_outage=True).faults
+    assert old["host"] in fault.what and "does not fit" in fault.what
+    assert asked(fleet, HOSTS, "big", target, states=states, accept_outage=True, undo=True).faults == []
 
 
 def test_without_room_it_gets_idle_gpus_of_its_host(fleet):
@@ -400,3 +410,12 @@ def test_what_nobody_runs_is_held_for_a_way_back_and_for_open_rollouts(fleet):
     assert held_releases(middle) == {OLD["release"], NEW["release"]}
     assert held_releases(commit(middle, "tiny", AT)) == {OLD["release"]}
     assert held_releases(abandon(middle, "tiny", AT)) == set()
+
+
+def test_a_release_that_its_host_has_too_few_gpus_for_is_refused(fleet):
+    target = record("big", "1.1.0", tensor_parallel=8)
+    [fault] = asked(fleet, HOSTS, "big", target, accept_outage=True).faults
+    assert fault.where == "llm_fleet_models[big].gpus" and "needs 8" in fault.what
+    grown = opened(fleet, HOSTS, "big", record("big", "1.1.0", tensor_parallel=2), accept_outage=True)
+    [new] = [it for it in of(grown, "big") if it["version"] == "1.1.0"]
+    assert len(new["gpus"]) == 2

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.fit import demand_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_strategy import (
     GIB,
     STRATEGIES,
@@ -18,7 +19,9 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_strat
     gpu_bytes,
     make_batches,
     most_at_once,
+    too_large,
 )
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.fit_builders import known
 
 TARGET = {"size": 4 * GIB, "container": {"memory_bytes": 2 * GIB}}
 NEEDED = gpu_bytes(TARGET)
@@ -50,6 +53,37 @@ def test_one_host_without_room_is_enough_for_replace():
     name, _gpus, [lack] = choose("auto", two, TARGET, hosts)
     assert name == "replace" and lack.startswith("gpu2: ")
     assert choose("auto", two, TARGET, {**hosts, "gpu2": state()}).name == "surge"
+
+
+# GPUs of a release that divides its model among them
+
+
+@pytest.mark.parametrize(
+    ("parts", "held", "idle", "found"),
+    [
+        (2, ["g0"], ["g1", "g2"], ["g0", "g1"]),
+        (1, ["g0", "g1"], [], ["g0"]),
+        (2, ["g0", "g1"], ["g2"], ["g0", "g1"]),
+        (1, [], ["g0"], []),
+        (4, ["g0"], ["g1"], ["g0", "g1"]),
+    ],
+)
+def test_where_the_old_ones_stop_a_release_gets_as_many_gpus_as_it_has_parts(parts, held, idle, found):
+    target = {**TARGET, "tensor_parallel": parts}
+    assert choose("replace", [instance(0, *held)], target, {"gpu1": state(gpus_idle=idle)}).gpus == {0: found}
+
+
+def test_two_replicas_of_a_host_share_out_what_is_idle():
+    target = {**TARGET, "tensor_parallel": 2}
+    chosen = choose("replace", [instance(0, "g0"), instance(1, "g1")], target, {"gpu1": state(gpus_idle=["g2", "g3"])})
+    assert chosen.gpus == {0: ["g0", "g2"], 1: ["g1", "g3"]}
+
+
+def test_beside_the_old_ones_another_number_of_gpus_has_to_be_idle():
+    target = {**TARGET, "tensor_parallel": 2}
+    roomy = state(free=100 * GIB)
+    assert choose("auto", [instance(0, "g0")], target, {"gpu1": {**roomy, "gpus_idle": ["g2", "g3"]}}) == ("surge", {0: ["g2", "g3"]}, [])
+    assert choose("auto", [instance(0, "g0")], target, {"gpu1": {**roomy, "gpus_idle": ["g2"]}}).name == "replace"
 
 
 def test_a_host_that_nobody_has_measured_has_no_room():
@@ -177,3 +211,41 @@ def test_some_go_on_and_one_always_may(strategy, count, unavailable):
     if strategy == "replace" and count > 1:
         assert most < count
         assert most == 1 or most <= (unavailable if isinstance(unavailable, int) else count * int(unavailable[:-1]) / 100)
+
+
+# Where the estimate is known
+
+
+def test_a_release_whose_memory_is_known_needs_what_the_estimate_says():
+    target = {**known("tiny", 4 * GIB), "container": {"memory_bytes": 2 * GIB}}
+    needed = demand_of(target, 1).needed
+    one = [instance(0, "g0")]
+    assert choose("auto", one, target, {"gpu1": state(free=needed)}).name == "surge"
+    assert choose("auto", one, target, {"gpu1": state(free=needed - 1)}).name == "replace"
+
+
+def test_idle_gpus_that_are_too_small_are_none():
+    target = {**known("tiny", 20 * GIB), "container": {}}
+    sized = state(gpus_idle=["g1", "g2"], gpu_memory={"g1": 16 * GIB, "g2": 48 * GIB})
+    assert choose("auto", [instance(0, "g0")], target, {"gpu1": sized}) == ("surge", {0: ["g2"]}, [])
+
+
+def test_an_engine_that_takes_a_share_needs_all_of_it_free():
+    target = {**known("tiny", 4 * GIB, share=0.9), "container": {}}
+    sized = {"gpu_memory": {"g0": 100 * GIB}}
+    assert choose("auto", [instance(0, "g0")], target, {"gpu1": state(free=91 * GIB, **sized)}).name == "surge"
+    assert choose("auto", [instance(0, "g0")], target, {"gpu1": state(free=50 * GIB, **sized)}).name == "replace"
+
+
+def test_what_is_too_large_for_its_gpus_is_said():
+    target = {**known("tiny", 20 * GIB), "container": {}}
+    [lack] = too_large([instance(0, "g0")], target, {"gpu1": {"gpu_memory": {"g0": 16 * GIB}}})
+    assert lack.startswith("gpu1: tiny-0-a needs") and "g0 has 16.0 GiB" in lack
+    assert too_large([instance(0, "g0")], target, {"gpu1": {"gpu_memory": {"g0": 48 * GIB}}}) == []
+    assert too_large([instance(0, "g0")], target, {}) == []
+
+
+def test_gpus_that_cannot_share_the_heads_are_said():
+    target = {**known("tiny", GIB, tensor_parallel=True), "container": {}}
+    [lack] = too_large([instance(0, "g0", "g1", "g2")], target, {})
+    assert "heads" in lack

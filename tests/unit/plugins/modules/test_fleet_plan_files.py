@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.lookup.engine_profiles import BUILT_IN, read_profiles
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.host_answers import BARE_HOST
 
 BODY = b"weights of a model"
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -21,16 +22,8 @@ def host(name: str, **other) -> dict:
     return {
         "name": name,
         "address": f"10.0.0.{sum(name.encode()) % 250}",
-        "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
-        "clock_skew": 0.0,
-        "call_seconds": 0.0,
-        "haproxy_version": "2.6.12-1",
+        **BARE_HOST,
         "store": {"path": "/var/lib/llm_fleet/store", "total_bytes": 100 * GIB, "free_bytes": 50 * GIB},
-        "fleet_ca": "",
-        "plan": None,
-        "plan_error": "",
-        "instances": [],
-        "blobs": {},
         "gpus": [],
         **other,
     }

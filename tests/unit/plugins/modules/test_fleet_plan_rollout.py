@@ -8,6 +8,7 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.lookup.engine_profiles import BUILT_IN, read_profiles
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.host_answers import BARE_HOST
 
 VERSIONS = ("1.0.0", "1.1.0", "2.0.0")
 SOURCES = {version: {"source": f"https://models.example/tiny-{version}.gguf"} for version in VERSIONS}
@@ -20,16 +21,7 @@ def host(name: str, **other) -> dict:
     return {
         "name": name,
         "address": f"10.0.0.{sum(name.encode()) % 250}",
-        "distribution": {"id": "debian", "version": "12", "codename": "bookworm"},
-        "clock_skew": 0.0,
-        "call_seconds": 0.0,
-        "haproxy_version": "2.6.12-1",
-        "store": {"path": "/var/lib/llm_fleet/store", "total_bytes": 2**40, "free_bytes": 2**39},
-        "fleet_ca": "",
-        "plan": None,
-        "plan_error": "",
-        "instances": [],
-        "blobs": {},
+        **BARE_HOST,
         "gpus": [],
         "memory_free": 2**40,
         "gpu_free": {},

@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.routes import write_routes
+
+DOCUMENTS = Path(__file__).parents[1] / "module_utils" / "nvidia_smi"
 
 # What nvidia-smi prints for this question, and for no other.
 SMI = """test "$*" = "--query-gpu=uuid,memory.free --format=csv,noheader,nounits" || exit 2
@@ -156,6 +162,53 @@ def test_without_a_driver_there_are_no_gpus(look):
     assert look()["gpu_free"] == {}
 
 
+def test_all_about_gpus_comes_from_one_question_and_how_they_are_joined_from_another(look, programs, tmp_path):
+    programs("nvidia-smi", f"""echo "$*" >> {tmp_path}/asked
+    [ "$*" = "-q -x" ] && cat {DOCUMENTS}/hopper_h100_nvswitch_580.xml""")
+    seen = look()
+    assert (tmp_path / "asked").read_text() == "-q -x\ntopo -m\n"
+    assert seen["gpu"]["state"] == "ready" and len(seen["gpu"]["gpus"]) == 8
+    assert set(seen["gpu_memory"]) == set(seen["gpu_free"]) == {gpu["uuid"] for gpu in seen["gpu"]["gpus"]}
+    assert set(seen["gpu_memory"].values()) == {81559 * 2**20} and set(seen["gpu_free"].values()) == {81080 * 2**20}
+
+
+def test_in_mig_mode_devices_have_the_memory(look, programs):
+    parent = "GPU-513536b6-7d19-9063-b049-1e69664bb298"
+    devices = "\n".join(f"  MIG 1g.20gb     Device  {number}: (UUID: MIG-{number})" for number in range(4))
+    programs("nvidia-smi", f"""case "$*" in
+        "-q -x") cat {DOCUMENTS}/ampere_a100_mig_535.xml ;;
+        "-L") printf 'GPU 0: NVIDIA A100-SXM4-80GB (UUID: {parent})\n{devices}\n' ;;
+    esac""")
+    seen = look()
+    assert seen["gpu_memory"] == {f"MIG-{number}": 19968 * 2**20 for number in range(4)}
+    assert parent not in seen["gpu_free"] and len(seen["gpu_free"]) == 4
+
+
+def test_a_mismatch_is_told_and_no_error(look, programs):
+    programs("nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
+    seen = look()
+    assert "failed" not in seen and seen["gpu"]["state"] == "mismatch" and seen["gpu"]["problem"] and seen["gpu_memory"] == {}
+
+
+def test_who_does_not_need_gpus_does_not_wait_for_them(look, programs, tmp_path):
+    programs("nvidia-smi", f"touch {tmp_path}/asked")
+    seen = look(gpus=False)
+    assert "gpu" not in seen and seen["gpu_free"] == {} and not (tmp_path / "asked").exists()
+
+
+def test_what_the_last_look_at_the_gpus_has_found_is_told_with_its_age(look, tmp_path):
+    assert look()["gpu_health"] == {}
+    file = tmp_path / "state" / "gpu-health.json"
+    file.parent.mkdir(exist_ok=True)
+    told = {"checked": "2026-11-28T17:10:14Z", "interval": 60, "severity": "warning", "drain": False, "findings": [{"finding": "throttle"}]}
+    file.write_text(json.dumps({**told, "memory": {"looks": {}}}))
+    os.utime(file, (time.time() - 1000, time.time() - 1000))
+    seen = look()["gpu_health"]
+    assert 1000 <= seen.pop("age") < 1060 and seen == told
+    file.write_text("{")
+    assert look()["gpu_health"] == {}
+
+
 def test_a_gateway_tells_where_it_sends_requests(look, tmp_path):
     assert look(gateway=True)["routes"] == {}
     (tmp_path / "state").mkdir()
@@ -163,3 +216,8 @@ def test_a_gateway_tells_where_it_sends_requests(look, tmp_path):
     write_routes(tmp_path / "state" / "routes.json", {"tiny": route})
     assert look(gateway=True)["routes"] == {"tiny": route}
     assert "routes" not in look()
+
+
+def test_whether_the_docker_modules_find_what_they_need(look):
+    has_it = subprocess.run([sys.executable, "-c", "import requests"], capture_output=True, check=False).returncode == 0
+    assert look()["python_requests"] == has_it

@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import RemoteFile
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import image_address, image_digest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import image_address, image_digest, image_ids
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import Settings, settings_for
 from ansible_collections.localfirst.llm_fleet.tests.unit.support import docker_registry, oci_artifacts
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.docker_registry import (
@@ -313,6 +313,34 @@ def test_the_digest_of_an_image(registry, with_password, files):
     with pytest.raises(ArtifactError) as caught:
         image_digest(f"{registry}/engines/llamacpp:3", plain)
     assert caught.value.fault.where == f"{registry}/engines/llamacpp:3"
+
+
+def config(architecture):
+    body = json.dumps({"os": "linux", "architecture": architecture, "rootfs": {"type": "layers", "diff_ids": []}}).encode()
+    return ("application/vnd.oci.image.config.v1+json", body), f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def test_what_docker_calls_an_image_on_each_platform(registry):
+    plain, name = Settings(plain_http=True), "engines/echo"
+    configs = {architecture: config(architecture) for architecture in ("amd64", "arm64", "riscv64")}
+    manifests = {
+        architecture: oci_artifacts.push_layers(registry, f"{name}:{architecture}", [], pushed)
+        for architecture, (pushed, _id) in configs.items()
+    }
+    listed = [
+        {"mediaType": oci_artifacts.OCI_MANIFEST, "digest": digest, "size": 1, "platform": {"os": "linux", "architecture": architecture}}
+        for architecture, digest in manifests.items()
+    ]
+    about = {"vnd.docker.reference.type": "attestation-manifest"}
+    listed.insert(0, {**listed[0], "digest": manifests["riscv64"], "annotations": about})
+    index = {"schemaVersion": 2, "mediaType": oci_artifacts.OCI_INDEX, "manifests": listed}
+    digest = oci_artifacts.push_manifest(registry, f"{name}:all", index)
+    ids = {f"linux/{architecture}": configs[architecture][1] for architecture in ("amd64", "arm64")}
+    assert image_ids(f"{registry}/{name}:all", digest, plain) == ids
+    assert image_ids(f"{registry}/{name}:gone", manifests["arm64"], plain) == {"linux/arm64": ids["linux/arm64"]}
+    assert image_ids(f"{registry}/{name}:all", manifests["riscv64"], plain) == {}
+    other = oci_artifacts.push_layers(registry, "packs/tiny:1", [])
+    assert image_ids(f"{registry}/packs/tiny:1", other, plain) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""What images a tar archive holds: what `docker save` writes, and `skopeo copy` to docker-archive: or oci-archive:.
+
+Names inside are not believed. An image is known by the digest of its configuration, which names each layer by its
+own digest; that is made of the bytes in the archive here, and Docker makes those of the layers when it loads them.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+
+JSON_LIMIT = 16 * 2**20
+DEPTH = 3  # a list of lists of manifests
+_DIGEST = re.compile("sha256:([0-9a-f]{64})")
+MAKE_ANEW = "make it anew with `docker save`, or with `skopeo copy docker://… docker-archive:…`"
+
+
+class ArchivedImage(NamedTuple):
+    """An image in an archive: Docker's id, and the digest by which Docker knows it where containerd keeps its images."""
+
+    id: str
+    manifest: str
+
+
+class BadArchive(Exception):
+    """An archive that cannot be used, as a fault."""
+
+    def __init__(self, what: str, path: Path) -> None:
+        super().__init__(what)
+        self.fault = Fault(what, str(path), MAKE_ANEW)
+
+
+def read_archives(folder: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
+    """The archives in a folder, each with its images, and what is wrong with them."""
+    archives, faults = [], []
+    for path in sorted(path for path in folder.iterdir() if path.suffix == ".tar"):
+        try:
+            images = read_archive(path)
+        except BadArchive as error:
+            faults.append(error.fault)
+        else:
+            archives.append({"path": str(path), "images": [image._asdict() for image in images]})
+    return archives, faults
+
+
+def read_archive(path: Path) -> list[ArchivedImage]:
+    """The images of one archive."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            found = _images(_Content(archive, path))
+    except (tarfile.TarError, EOFError) as error:
+        raise BadArchive(f"this is no tar archive, or only the beginning of one ({error})", path) from error
+    except OSError as error:
+        raise BadArchive(f"it cannot be read: {error.strerror or error}", path) from error
+    if not found:
+        raise BadArchive("there is no image in this archive", path)
+    return found
+
+
+class _Content:
+    """Small files of an archive by their names."""
+
+    def __init__(self, archive: tarfile.TarFile, path: Path) -> None:
+        self.archive = archive
+        self.path = path
+        self.members = {member.name[2:] if member.name.startswith("./") else member.name: member for member in archive.getmembers()}
+
+    def bytes(self, name: str) -> bytes:
+        member = self.members.get(name)
+        if member is None or not member.isfile() or member.size > JSON_LIMIT:
+            raise BadArchive(f"it lacks {name[:100]!r}, or has something else of that name", self.path)
+        return self.archive.extractfile(member).read()
+
+    def json(self, name: str, kind: type) -> Any:
+        return self.parsed(self.bytes(name), name, kind)
+
+    def blob(self, digest: Any) -> bytes:
+        """The content with that digest."""
+        found = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
+        if found is None:
+            raise BadArchive(f"it names a content by {str(digest)[:80]!r}, which is no sha256", self.path)
+        body = self.bytes(f"blobs/sha256/{found[1]}")
+        if _digest(body) != digest:
+            raise BadArchive(f"the content {digest} is another one than its name says", self.path)
+        return body
+
+    def parsed(self, body: bytes, name: str, kind: type) -> Any:
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise BadArchive(f"{name[:100]!r} is no JSON", self.path) from error
+        if not isinstance(data, kind):
+            raise BadArchive(f"{name[:100]!r} is not what such archives have there", self.path)
+        return data
+
+
+def _digest(body: bytes) -> str:
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def _images(content: _Content) -> list[ArchivedImage]:
+    """By either of the two tables of contents; newer archives have both."""
+    found: dict[str, str] = {}
+    if "index.json" in content.members:
+        for entry in _entries(content.json("index.json", dict), "manifests"):
+            for identity in _configs(content, entry.get("digest"), DEPTH):
+                found.setdefault(identity, entry["digest"])
+    if "manifest.json" in content.members:
+        for entry in content.json("manifest.json", list):
+            name = entry.get("Config") if isinstance(entry, dict) else None
+            if not isinstance(name, str):
+                raise BadArchive("'manifest.json' is not what such archives have there", content.path)
+            found.setdefault(_digest(content.bytes(name)), "")
+    return [ArchivedImage(identity, manifest) for identity, manifest in sorted(found.items())]
+
+
+def _configs(content: _Content, digest: Any, depth: int) -> Iterator[str]:
+    """The digests of the configurations that a manifest, or a list of manifests, leads to."""
+    manifest = content.parsed(content.blob(digest), str(digest), dict)
+    if "manifests" in manifest:
+        for entry in _entries(manifest, "manifests") if depth else []:
+            # Of an image for several platforms an archive may hold one.
+            if f"blobs/{str(entry.get('digest')).replace(':', '/')}" in content.members:
+                yield from _configs(content, entry["digest"], depth - 1)
+        return
+    config = manifest.get("config")
+    if isinstance(config, dict) and "image" in str(config.get("mediaType")):
+        yield _digest(content.blob(config.get("digest")))
+
+
+def _entries(data: dict, key: str) -> list[dict]:
+    listed = data.get(key)
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []

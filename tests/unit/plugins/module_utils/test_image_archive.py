@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Archives as `docker save` before and after version 25 writes them, and as skopeo does."""
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import BadArchive, read_archive, read_archives
+
+CONFIG = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}).encode()
+OTHER = CONFIG.replace(b"amd64", b"arm64")
+KIND = "application/vnd.oci.image.config.v1+json"
+
+
+def digest(body: bytes) -> str:
+    return f"sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def blob(body: bytes) -> dict[str, bytes]:
+    return {f"blobs/sha256/{hashlib.sha256(body).hexdigest()}": body}
+
+
+def manifest(config: bytes) -> bytes:
+    return json.dumps({"schemaVersion": 2, "config": {"mediaType": KIND, "digest": digest(config)}, "layers": []}).encode()
+
+
+def write(path, files: dict[str, bytes]):
+    with tarfile.open(path, "w") as archive:
+        for name, body in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return path
+
+
+def old(config: bytes = CONFIG) -> dict[str, bytes]:
+    name = f"{digest(config)[7:]}.json"
+    return {name: config, "manifest.json": json.dumps([{"Config": name, "RepoTags": ["a:1"], "Layers": []}]).encode()}
+
+
+def layout(*manifests: bytes, **more: bytes) -> dict[str, bytes]:
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
+    for body in manifests:
+        files |= blob(body)
+    listed = [{"digest": digest(body)} for body in manifests]
+    return {**files, "index.json": json.dumps({"schemaVersion": 2, "manifests": listed}).encode(), **more}
+
+
+def test_an_image_is_known_by_its_configuration(tmp_path):
+    assert read_archive(write(tmp_path / "a.tar", old())) == [(digest(CONFIG), "")]
+    body = manifest(CONFIG)
+    assert read_archive(write(tmp_path / "b.tar", {**layout(body), **blob(CONFIG)})) == [(digest(CONFIG), digest(body))]
+    name = next(iter(blob(CONFIG)))
+    both = {**layout(body), **blob(CONFIG), "manifest.json": json.dumps([{"Config": name}]).encode()}
+    assert read_archive(write(tmp_path / "c.tar", both)) == [(digest(CONFIG), digest(body))]
+
+
+def test_of_an_image_for_several_platforms_the_one_that_is_there_counts(tmp_path):
+    here, elsewhere = manifest(CONFIG), manifest(OTHER)
+    index = json.dumps({"schemaVersion": 2, "manifests": [{"digest": digest(elsewhere)}, {"digest": digest(here)}]}).encode()
+    files = {**layout(index), **blob(here), **blob(CONFIG)}
+    assert read_archive(write(tmp_path / "a.tar", files)) == [(digest(CONFIG), digest(index))]
+
+
+def test_what_is_said_about_an_image_is_no_image(tmp_path):
+    about = json.dumps({"schemaVersion": 2, "config": {"mediaType": "application/vnd.oci.empty.v1+json"}, "layers": []}).encode()
+    with pytest.raises(BadArchive, match="no image"):
+        read_archive(write(tmp_path / "a.tar", layout(about)))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"manifest.json": b"[{}]"},
+        {"manifest.json": b"{"},
+        {"manifest.json": b'[{"Config": "gone.json"}]'},
+        {"manifest.json": b'{"Config": "a"}'},
+        {"index.json": b'{"manifests": [{"digest": "md5:1"}]}'},
+        {"index.json": b"[]"},
+        layout(manifest(CONFIG)),
+        {**layout(manifest(CONFIG)), **dict.fromkeys(blob(CONFIG), OTHER)},
+    ],
+)
+def test_an_archive_that_is_not_whole_is_a_fault(tmp_path, files):
+    write(tmp_path / "a.tar", files)
+    archives, faults = read_archives(tmp_path)
+    assert archives == [] and [fault.where for fault in faults] == [str(tmp_path / "a.tar")]
+
+
+def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
+    (tmp_path / "text.tar").write_text("no archive")
+    cut = write(tmp_path / "cut.tar", old())
+    cut.write_bytes(cut.read_bytes()[:700])
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "README.md").write_text("no archive")
+    good = write(tmp_path / "good.tar", old())
+    archives, faults = read_archives(tmp_path)
+    assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": ""}]}]
+    assert [fault.where for fault in faults] == [str(tmp_path / name) for name in ("cut.tar", "folder.tar", "text.tar")]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["index.json", "manifest.json", *blob(CONFIG)]), st.binary(max_size=60)), st.data())
+def test_nothing_that_an_archive_can_hold_raises(tmp_path, files, data):
+    path = write(tmp_path / "a.tar", files)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
+    read_archives(tmp_path)

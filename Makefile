@@ -5,7 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 
-PYTHON ?= python3
+# The distribution's, whichever comes first in PATH: it is optimised, and the same everywhere.
+export PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 # How Docker is reached ("docker" or "sudo docker"): testbed/setup.sh finds out.
@@ -13,9 +14,9 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 # For tools that start others of the virtual environment by name.
 WITH_VENV := PATH="$(BIN):$$PATH"
 
-# Scenarios of `make test`, in this order: the first makes the fleet that the others use; gpu_host has one of its own,
-# and that one makes room for it.
-SCENARIOS := default gateway models engines rollout anywhere gpu_host
+# Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next three find it as that left it, and
+# leave it so; the others bring it a catalog of their own. gpu_host has a fleet of its own, and that one makes room for it.
+SCENARIOS := default gateway models anywhere engines rollout gpu_host
 SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
 # What failed in a scenario, in few words: said once more at the very end, where a log is read first.
@@ -85,24 +86,35 @@ unit: venv setup-tests ## Run the unit tests (ARGS="-k name" for some of them)
 molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
 	@mkdir -p $(dir $(FAILURES)); \
 	status=0; rm -f $(FAILURES); for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
-	    echo "▸ molecule: $$scenario"; rm -f $(PLAYS_LOG); \
+	    echo "▸ molecule: $$scenario"; rm -f $(PLAYS_LOG); begun=$$SECONDS; \
 	    if [ $$scenario = gpu_host ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; \
 	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
 	    $(WITH_VENV) ANSIBLE_LOG_PATH=$(PLAYS_LOG) molecule test --scenario-name $$scenario || { status=$$?; break; }; \
+	    echo "  molecule $$scenario: $$((SECONDS - begun)) s"; \
 	done; \
 	if [ $$status != 0 ]; then testbed/last_failures.sh $(PLAYS_LOG) >> $(FAILURES); fi; \
-	if [ -z "$(KEEP)" ]; then for inventory in molecule/inventory molecule/gpu_host/inventory; do \
-	    $(BIN)/python testbed/fleet.py down --inventory $$inventory; \
-	done; fi; \
+	if [ -z "$(KEEP)" ]; then $(MAKE) fleets-down; fi; \
 	cat $(FAILURES) 2>/dev/null || true; exit $$status
+.PHONY: fleets-down
+fleets-down:
+	@for inventory in molecule/inventory molecule/gpu_host/inventory; do $(BIN)/python testbed/fleet.py down --inventory $$inventory; done
 
-.PHONY: test test-long bench bench-store bench-rollout
-test: ## Everything that a change must pass
-	@for target in lint sanity unit molecule; do \
-	    echo "▸ make $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
+.PHONY: test checks test-long bench bench-store bench-rollout
+# What needs no fleet runs while images are built and the first scenario makes one, which waits a lot; what it said is shown after that.
+CHECKS_LOG := .cache/checks.log
+test: venv setup-tests ## Everything that a change must pass
+	@begun=$$SECONDS; echo "▸ lint, sanity, unit: in $(CHECKS_LOG), beside the first scenario"; \
+	$(MAKE) checks > $(CHECKS_LOG) 2>&1 & checks=$$!; \
+	status=0; $(MAKE) molecule SCENARIO=$(firstword $(SCENARIOS)) KEEP=1 || status=$$?; \
+	wait $$checks || status=$$?; cat $(CHECKS_LOG); \
+	if [ $$status != 0 ]; then $(MAKE) fleets-down; cat $(FAILURES) 2>/dev/null || true; exit $$status; fi; \
+	$(MAKE) molecule SCENARIO="$(wordlist 2,99,$(SCENARIOS))"; echo "  make test: $$((SECONDS - begun)) s"
+checks: ## lint, sanity and unit, one after the other
+	@for target in lint sanity unit; do \
+	    echo "▸ $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
 	done
 test-long: ## All of `make test`, and the scenarios that take their time
-	@$(MAKE) lint sanity unit
+	@$(MAKE) checks
 	@LLM_FLEET_LONG=1 $(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
 bench: venv images-bench setup-bench ## Measure what the gateway, a run without changes, and the store cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py

@@ -17,6 +17,7 @@ sudo=()
 say() { printf '  %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
+python=${PYTHON:-/usr/bin/python3}
 wanted=()
 need() { # need <package> <command…>: install the package unless the command works
     local package=$1
@@ -34,7 +35,7 @@ docker_command() { # print how Docker is reached, or fail
     fi
 }
 
-need python3-venv python3 -c 'import ensurepip, venv'
+need python3-venv "$python" -c 'import ensurepip, venv'
 need mmdebstrap command -v mmdebstrap
 # mmdebstrap checks Debian 13's and sid's signatures with it.
 need debian-archive-keyring ls /usr/share/keyrings/debian-archive-trixie-automatic.gpg
@@ -79,7 +80,7 @@ if [ ${#wanted[@]} -gt 0 ]; then
         fi
     done
 fi
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "python3 is older than 3.11 (Debian 12 has 3.11)"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than 3.11 (Debian 12 has 3.11)"
 
 if [ -z "${docker:-}" ] && ! docker=$(docker_command); then
     if [ -d /run/systemd/system ]; then

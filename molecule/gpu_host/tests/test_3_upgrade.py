@@ -15,6 +15,14 @@ from ansible_collections.localfirst.llm_fleet.molecule.gpu_host.tests.conftest i
 OLD = {"nvidia_driver_version": "580.95.05", "container_runtime_nvidia_version": "1.17.8-1"}
 NEW = {"nvidia_driver_version": "580.105.08", "container_runtime_nvidia_version": "1.18.0-1"}
 BAD = {**NEW, "nvidia_driver_version": "590.10.01", "nvidia_driver_branch": "590"}
+# Makes the sixth GPU fall off the bus at the next boot.
+LOSE = """\
+import json
+path = "/etc/testbed/gpus.json"
+seen = json.load(open(path))
+seen["gpus"][5]["lost"] = "bus"
+json.dump(seen, open(path, "w"))
+"""
 DIVIDED = {"nvidia_driver_mig": [{"gpu": "7", "profiles": ["3g.40gb", "1g.10gb"]}]}
 
 
@@ -35,6 +43,11 @@ def versions(fleet, node: str) -> tuple[str, str, str]:
     module = re.search(r"\d+\.\d+\.\d+", fleet.shell(node, "cat /proc/driver/nvidia/version"))[0]
     asked = "nvidia-smi --query-gpu=driver_version --format=csv,noheader | sort -u"
     return module, fleet.shell(node, asked), fleet.shell(node, "dpkg-query -W -f '${Version}' nvidia-container-toolkit")
+
+
+def installed(fleet) -> dict:
+    """The variables of what gpu1 has now."""
+    return OLD if versions(fleet, "gpu1")[0] == OLD["nvidia_driver_version"] else NEW
 
 
 def booted(fleet, node: str) -> str:
@@ -65,18 +78,23 @@ def test_there_is_nothing_left_to_upgrade(hosts):
     assert again.returncode == 0 and "Nothing is to be upgraded." in again.said
 
 
-def test_a_mig_layout_waits_for_the_gpu_and_takes_none_from_an_engine(fleet, serving, hosts):
+def test_a_mig_layout_waits_for_the_gpu(fleet, serving):
     listed = fleet.shell("gpu1", "nvidia-smi -L")
-    now = OLD if versions(fleet, "gpu1")[0] == OLD["nvidia_driver_version"] else NEW
+    now = installed(fleet)
     # Engines run, of which nobody outside knows what they use: nothing is changed by a run that does not drain.
     waiting = fleet.playbook("hosts", *serving, "-e", "prepare=gpu1", "-e", json.dumps({**now, **DIVIDED}))
     assert "in use by the engine talk-" in " ".join(waiting.stdout.split())
     assert fleet.shell("gpu1", "nvidia-smi -L") == listed
-    # Nor does one that drains change what an instance was given.
+
+
+@pytest.mark.long
+def test_no_drain_begins_for_a_mig_layout_that_robs_an_engine_or_cannot_be(fleet, serving, hosts):
+    listed = fleet.shell("gpu1", "nvidia-smi -L")
+    now = installed(fleet)
+    # Even with its engines stopped, a node keeps the GPUs that they were given.
     (mine,) = [gpu for instance in fleet.instances(host="gpu1") for gpu in instance["gpus"]]
     robbed = hosts("gpu1", **now, nvidia_driver_mig=[{"gpu": mine, "profiles": ["1g.10gb"]}])
     assert robbed.returncode != 0 and "takes GPUs away that talk-" in robbed.said and fleet.plan()["maintenance"] == {}
-    # Nor is a node drained for a layout that cannot be.
     wrong = hosts("gpu1", **now, nvidia_driver_mig=[{"gpu": "99", "profiles": ["1g10gb"]}])
     assert wrong.returncode != 0 and "names GPU 99, which is not there" in wrong.said and "1g10gb is no MIG profile" in wrong.said
     assert fleet.plan()["maintenance"] == {}
@@ -115,17 +133,17 @@ def test_a_version_that_does_not_install_leaves_the_node_drained_and_there_is_a_
 @pytest.mark.long
 def test_a_gpu_that_does_not_come_back_stops_it(fleet, serving, hosts, load):
     """One falls off the bus in the reboot, as bad slots and cards do."""
-    drop = "/etc/systemd/system/testbed-gpus.service.d/lost.conf"
-    script = "import json; p = '/etc/testbed/gpus.json'; s = json.load(open(p)); s['gpus'][5]['lost'] = 'bus'; json.dump(s, open(p, 'w'))"
-    fleet.shell("gpu1", f"cp /etc/testbed/gpus.json /root/gpus.json; install -d {drop.rpartition('/')[0]}")
-    fleet.shell("gpu1", f"printf '[Service]\\nExecStartPre=python3 -c \"{script}\"\\n' > {drop}; systemctl daemon-reload")
+    drop = "/etc/systemd/system/testbed-gpus.service.d"
+    fleet.shell("gpu1", f"cp /etc/testbed/gpus.json /root/gpus.json; install -d {drop}")
+    fleet.shell("gpu1", f"cat > /root/lose.py <<'END'\n{LOSE}END")
+    fleet.shell("gpu1", f"printf '[Service]\\nExecStartPre=python3 /root/lose.py\\n' > {drop}/lost.conf; systemctl daemon-reload")
     address = json.loads(fleet.shell("gpu1", "cat /etc/testbed/gpus.json"))["gpus"][5]["address"]
     before = versions(fleet, "gpu2")
     with load() as clients:
         failed = hosts("all", **OLD)
         assert failed.returncode != 0 and "gpu1 stays drained" in failed.said and address in failed.said, failed.stdout[-5000:]
         assert versions(fleet, "gpu2") == before
-        fleet.shell("gpu1", f"rm {drop}; systemctl daemon-reload; cp /root/gpus.json /etc/testbed/gpus.json; testbed-gpus apply")
+        fleet.shell("gpu1", f"rm -r {drop}; systemctl daemon-reload; cp /root/gpus.json /etc/testbed/gpus.json; testbed-gpus apply")
         back = hosts("all", **OLD)
         assert back.returncode == 0, back.stdout[-5000:]
     unharmed(clients.report)

@@ -30,6 +30,8 @@ def hosts(fleet, upgrade: str, *arguments: str):
     return fleet.playbook("hosts", "-e", f"upgrade={upgrade}", *arguments, check=False)
 
 
+# In short form, scenario gpu_host upgrades drivers with the same playbook under the same load.
+@pytest.mark.long
 def test_nodes_are_upgraded_one_after_the_other_and_nobody_notices(fleet, rollouts, load, turn, lacking):
     # Engines run, so Docker is not restarted: it waits.
     site = fleet.playbook("site", *lacking)

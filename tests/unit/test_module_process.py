@@ -47,9 +47,10 @@ def test_it_sees_what_a_new_process_sees(run, tmp_path, monkeypatch):
 
 
 def test_nothing_of_a_call_is_left_for_the_next(run):
-    run("import os, sys, ansible.module_utils.basic as basic; os.environ['LEFT'] = basic.LEFT = sys.LEFT = 'something'")
-    told = run("import os, sys, ansible.module_utils.basic as basic; print([hasattr(each, 'LEFT') for each in (basic, sys)], 'LEFT' in os.environ)")
-    assert told.stdout == "[False, False] False\n"
+    begin = "import os, sys, ansible.module_utils.basic as basic; "
+    run(f"{begin} os.environ['LEFT'] = basic.LEFT = sys.LEFT = 'something'")
+    told = run(f"{begin} print(*(hasattr(each, 'LEFT') for each in (basic, sys)), 'LEFT' in os.environ)")
+    assert told.stdout == "False False False\n"
 
 
 def test_an_error_is_told_and_what_was_to_be_done_at_the_end_is_done(run):

@@ -9,6 +9,9 @@ MAKEFLAGS += --no-print-directory
 export PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+# Python keeps what it compiled, in one place: some environments forbid that, and then each ansible-playbook compiles Ansible.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/bytecode
+unexport PYTHONDONTWRITEBYTECODE
 # How Docker is reached ("docker" or "sudo docker"): testbed/setup.sh finds out.
 export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 # For tools that start others of the virtual environment by name.
@@ -81,8 +84,8 @@ lint: venv setup-tests ## Check style: ansible-lint (profile production), yamlli
 	$(WITH_VENV) ansible-lint --offline
 sanity: venv ## Run ansible-test sanity on a copy of the collection
 	@testbed/sanity.sh
-unit: venv setup-tests ## Run the unit tests (ARGS="-k name" for some of them)
-	$(BIN)/pytest tests/unit $(ARGS)
+unit: venv setup-tests ## Run the unit tests, on all cores (ARGS="-k name" for some of them, "-n0 --pdb" with a debugger)
+	$(BIN)/pytest tests/unit --numprocesses auto --dist worksteal $(ARGS)
 molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`; KEEP=1 leaves the fleet
 	@mkdir -p $(dir $(FAILURES)); \
 	status=0; rm -f $(FAILURES); for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \

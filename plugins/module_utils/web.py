@@ -10,6 +10,7 @@ happened, where, and what to do. No message ever shows a header's value or the q
 from __future__ import annotations
 
 import base64
+import functools
 import http.client
 import json
 import os
@@ -168,11 +169,14 @@ class Web:
         self.timeout = timeout
         self.retries = retries
         self.pause = pause
+        context = functools.cache(lambda: tls_context(ca_path, validate_certs, client_cert, client_key))
+        if ca_path or client_cert:
+            context()  # what is named and cannot be read is told at once
         self.opener = urllib.request.OpenerDirector()
         for handler in (
             _Proxies(proxy),
             urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=tls_context(ca_path, validate_certs, client_cert, client_key)),
+            _Https(context),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.UnknownHandler(),
@@ -274,6 +278,19 @@ def _outgoing(request: Request, headers: dict[str, str], method: str) -> _Outgoi
                 f"the header {name!r} holds what cannot be sent", request.where, "look for line breaks and odd letters in it"
             )
     return _Outgoing(request.url, headers, method, [])
+
+
+class _Https(urllib.request.AbstractHTTPHandler):
+    """Asks for its context when that is first needed: the system's authorities take longer to read than many a file over HTTP."""
+
+    https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, context: Callable[[], ssl.SSLContext]) -> None:
+        super().__init__()
+        self.context = context
+
+    def https_open(self, req):
+        return self.do_open(http.client.HTTPSConnection, req, context=self.context())
 
 
 class _Proxies(urllib.request.ProxyHandler):

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -25,16 +25,7 @@ def run_module(tmp_path):
     def run(name: str, path: Path | None = None, check_mode: bool = False, diff: bool = False, **arguments) -> dict:
         arguments |= {"_ansible_remote_tmp": str(tmp_path), "_ansible_check_mode": check_mode, "_ansible_diff": diff}
         programs = f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin"
-        done = subprocess.run(
-            [sys.executable, str(REPO / "plugins" / "modules" / f"{name}.py")],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env={**os.environ, "PYTHONPATH": str(REPO / ".venv" / "collections"), "PATH": programs},
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert done.stdout.strip(), done.stderr
-        return json.loads(done.stdout)
+        return module_process.call(name, arguments, {**os.environ, "PATH": programs})
 
     return run
 

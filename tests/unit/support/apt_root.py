@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import json
 import os
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 
 REPO = Path(__file__).resolve().parents[3]
 DOUBLE = REPO / "testbed/doubles/nvidia_repo"
@@ -49,7 +50,7 @@ def serve(folder: Path, asked: list[str] | None = None) -> Iterator[str]:
                 asked.append(self.path)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Mirror, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -103,12 +104,7 @@ class AptRoot:
 
     def module(self, name: str, /, check_mode: bool = False, **arguments) -> dict:
         arguments |= {"_ansible_remote_tmp": str(self.root / "tmp"), "_ansible_check_mode": check_mode, "_ansible_diff": True}
-        done = subprocess.run(
-            [sys.executable, str(REPO / f"plugins/modules/{name}.py")], input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env=self.environment, text=True, capture_output=True, check=False,
-        )
-        assert done.stdout.strip(), done.stderr
-        return json.loads(done.stdout)
+        return module_process.call(name, arguments, self.environment)
 
     def packages(self) -> dict[str, str]:
         """What is installed and configured, without what `own` put there."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -100,13 +101,19 @@ def view(models: list[Served], limits: dict) -> dict:
     }
 
 
+@functools.cache
+def of_the_role(part: str) -> dict:
+    """Its defaults or its vars."""
+    return DataLoader().load_from_file(str(ROLE / part / "main.yml"), trusted_as_template=True)
+
+
 def render(template: str, variables: dict) -> str:
     """The text that the role would write."""
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     values = {
-        **loader.load_from_file(str(ROLE / "defaults" / "main.yml"), trusted_as_template=True),
-        **loader.load_from_file(str(ROLE / "vars" / "main.yml"), trusted_as_template=True),
+        **of_the_role("defaults"),
+        **of_the_role("vars"),
         "ansible_search_path": [str(ROLE)],
         **variables,
     }

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 
 REPO = Path(__file__).resolve().parents[4]
 MODULE = REPO / "plugins/modules/docker_daemon_config.py"
@@ -39,15 +39,8 @@ class Host:
             "path": str(self.file), "state_dir": str(self.state), "pidfile": str(self.pidfile),
             "_ansible_remote_tmp": str(self.root / "tmp"), **arguments,
         }
-        environment = {
-            **os.environ, "PYTHONPATH": str(COLLECTIONS), "PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.root),
-        }
-        done = subprocess.run(
-            [sys.executable, str(MODULE)], input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}), text=True,
-            capture_output=True, env=environment, check=False,
-        )
-        assert done.stdout.strip(), done.stderr
-        return json.loads(done.stdout)
+        environment = {**os.environ, "PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.root)}
+        return module_process.call("docker_daemon_config", arguments, environment)
 
     def marker(self, name: str) -> str | None:
         path = self.state / f"docker-{name}-pending"

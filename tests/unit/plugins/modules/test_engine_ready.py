@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 
 REPO = Path(__file__).resolve().parents[4]
@@ -67,17 +66,10 @@ class Node:
             "_ansible_remote_tmp": str(self.folder / "tmp"),
             **arguments,
         }
-        environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS), "PATH": f"{self.folder}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            [sys.executable, str(MODULE)],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            text=True,
-            capture_output=True,
-            env=environment,
-            check=False,
-        )
-        assert "geheim" not in done.stdout
-        return json.loads(done.stdout)
+        environment = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        result = module_process.call("engine_ready", arguments, environment)
+        assert "geheim" not in json.dumps(result)
+        return result
 
 
 @pytest.fixture

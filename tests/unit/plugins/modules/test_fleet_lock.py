@@ -4,16 +4,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ansible_collections.localfirst.llm_fleet.tests.unit.conftest import REPO
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 
 ANN = {"user": "ann", "job": "", "host": "ctl", "place": "boot:1", "process": "1:1", "purpose": "rollout of tiny 1.1.0"}
 BOB = {**ANN, "user": "bob", "process": "2:2"}
@@ -25,14 +22,7 @@ def call(tmp_path):
     def run(owner: dict, state: str = "taken", name: str = "rollout-tiny", check_mode=False, diff=False, **more) -> dict:
         arguments = {"name": name, "owner": owner, "state": state, "dir": str(tmp_path / "locks"), **more}
         arguments |= {"_ansible_remote_tmp": str(tmp_path), "_ansible_check_mode": check_mode, "_ansible_diff": diff}
-        done = subprocess.run(
-            [sys.executable, str(REPO / "plugins" / "modules" / "fleet_lock.py")],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env={**os.environ, "PYTHONPATH": str(REPO / ".venv" / "collections")},
-            text=True, capture_output=True, check=False,
-        )
-        assert done.stdout.strip(), done.stderr
-        return json.loads(done.stdout)
+        return module_process.call("fleet_lock", arguments, dict(os.environ))
 
     return run
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (
     BODY,
@@ -35,9 +36,9 @@ class Host:
         self.server = server
         self.root = root
 
-    def start(self, contents=None, **arguments) -> subprocess.Popen:
+    def arguments(self, contents=None, **arguments) -> dict:
         contents = {"tiny.gguf": BODY} if contents is None else contents
-        arguments = {
+        return {
             "store": str(self.root),
             "model": "tiny",
             "version": "1.0.0",
@@ -48,6 +49,9 @@ class Host:
             "_ansible_remote_tmp": str(self.root.parent / "tmp"),
             **arguments,
         }
+
+    def start(self, **arguments) -> subprocess.Popen:
+        """A process that a test may kill."""
         environment = {**os.environ, "PYTHONPATH": str(COLLECTIONS)}
         process = subprocess.Popen(
             [sys.executable, str(MODULE)],
@@ -56,7 +60,7 @@ class Host:
             stderr=subprocess.PIPE,
             env=environment,
         )
-        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
+        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": self.arguments(**arguments)}).encode())
         process.stdin.close()
         return process
 
@@ -68,7 +72,7 @@ class Host:
         return json.loads(output)
 
     def call(self, contents=None, **arguments) -> dict:
-        return self.result(self.start(contents, **arguments))
+        return module_process.call("model_artifact", self.arguments(contents, **arguments), dict(os.environ))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import (
     BODY,
@@ -36,8 +37,11 @@ class Host:
         self.server = server
         self.root = root
 
+    def arguments(self, **arguments) -> dict:
+        return {"store": str(self.root), "_ansible_remote_tmp": str(self.root.parent / "tmp"), **arguments}
+
     def start(self, module: str, **arguments) -> subprocess.Popen:
-        arguments = {"store": str(self.root), "_ansible_remote_tmp": str(self.root.parent / "tmp"), **arguments}
+        """A process that a test may kill."""
         process = subprocess.Popen(
             [sys.executable, str(REPO / "plugins/modules" / f"{module}.py")],
             stdin=subprocess.PIPE,
@@ -45,7 +49,7 @@ class Host:
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(REPO / ".venv/collections")},
         )
-        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode())
+        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": self.arguments(**arguments)}).encode())
         process.stdin.close()
         return process
 
@@ -56,20 +60,26 @@ class Host:
         assert output.strip(), errors.decode()
         return json.loads(output)
 
-    def begin(self, versions=None, **arguments) -> subprocess.Popen:
+    def call(self, module: str, **arguments) -> dict:
+        return module_process.call(module, self.arguments(**arguments), dict(os.environ))
+
+    def wanted(self, versions=None, **arguments) -> dict:
         versions = VERSIONS if versions is None else versions
         artifacts = [
             {"model": "tiny", "version": version, "files": [entry(path, body) for path, body in contents.items()]}
             for version, contents in versions.items()
         ]
         given = {"suppliers": [self.server.url], "reserve": 0, "timeout": 20, "retries": 0, "artifacts": artifacts}
-        return self.start("model_stage", **{**given, **arguments})
+        return {**given, **arguments}
+
+    def begin(self, versions=None, **arguments) -> subprocess.Popen:
+        return self.start("model_stage", **self.wanted(versions, **arguments))
 
     def stage(self, versions=None, **arguments) -> dict:
-        return self.result(self.begin(versions, **arguments))
+        return self.call("model_stage", **self.wanted(versions, **arguments))
 
     def info(self, **arguments) -> dict:
-        return self.result(self.start("model_stage_info", **arguments))
+        return self.call("model_stage_info", **arguments)
 
     def serve(self, *bodies: bytes, **faults) -> None:
         for body in bodies:

@@ -9,10 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_process
 
 REPO = Path(__file__).resolve().parents[2]
+
+# How long an example takes says more about what else the machine does than about what is tested.
+settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unit")
 
 
 @pytest.fixture

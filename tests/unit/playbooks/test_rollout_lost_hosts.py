@@ -87,7 +87,7 @@ class Controller:
         }
         command = [Path(sys.executable).parent / "ansible-playbook", "-i", self.folder / "hosts.yml", self.folder / "play.yml"]
         done = subprocess.run(
-            command, env=environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=120
+            command, env=environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=600
         )
         facts_file = self.folder / "facts.json"
         return done.returncode, done.stdout, json.loads(facts_file.read_text()) if facts_file.exists() else {}

@@ -104,7 +104,7 @@ class Fleet:
         program = Path(sys.executable).parent / "ansible-playbook"
         command = [program, f"localfirst.llm_fleet.{playbook}", "-i", self.folder / "hosts.yml", *options]
         done = subprocess.run(
-            command, env=environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=120
+            command, env=environment, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, timeout=600
         )
         return done.returncode, done.stdout
 

@@ -17,7 +17,7 @@ SERVED, CONVERTED = "served", "converted"
 
 
 @pytest.fixture(scope="module")
-def models(operator, outside, fleet) -> list[dict]:
+def models(operator, outside) -> list[dict]:
     outside.image("ollama")
     outside.ollama_put("library/served:latest", outside.gguf(401))
     models = [
@@ -25,6 +25,13 @@ def models(operator, outside, fleet) -> list[dict]:
         model(CONVERTED, f"file://{outside.gguf(402)}", engine="ollama", host="gpu2"),
     ]
     operator.lock(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def deployed(operator, fleet, models) -> list[dict]:
+    """Both are served, until the tests of this file are over."""
+    operator.run("site", models)
     yield models
     fleet.playbook("site")
 
@@ -44,18 +51,19 @@ def test_both_are_staged_as_stores_that_ollama_reads(operator, outside, stores, 
         assert tree[f"{name}/1.0.0/manifests/registry.ollama.ai/library/{name}/latest"] == manifest(operator, name)["sha256"]
 
 
-def test_they_answer_through_the_gateway(operator, fleet, gateway, tokens, models):
-    operator.run("site", models)
+# In short form, scenario `engines` serves with Ollama.
+@pytest.mark.long
+def test_they_answer_through_the_gateway(operator, gateway, tokens, deployed):
     for name in (SERVED, CONVERTED):
         events = [event for _seconds, event in gateway.stream(tokens["alice"], model=name, max_tokens=16)]
         assert events[-1] == "[DONE]" and len(events) > 8
     assert gateway.chat(tokens["bob"], model=SERVED).status in (403, 404)
     assert gateway.chat(tokens["bob"], model=CONVERTED).status == 200
-    assert set(changed(operator.run("site", models)).values()) == {0}
+    assert set(changed(operator.run("site", deployed)).values()) == {0}
 
 
 @pytest.mark.long
-def test_a_manifest_that_was_tampered_with_is_noticed_and_repaired(operator, fleet, stores, models, gateway, tokens):
+def test_a_manifest_that_was_tampered_with_is_noticed_and_repaired(operator, fleet, stores, deployed, gateway, tokens):
     """Same size, same time: neither the next run nor Ollama itself would look at it."""
     (instance,) = fleet.instances(model=SERVED)
     locked = manifest(operator, SERVED)
@@ -67,13 +75,13 @@ def test_a_manifest_that_was_tampered_with_is_noticed_and_repaired(operator, fle
     """)
     found = hashlib.sha256(locked["content"].replace("image.params", "image.paramz").encode()).hexdigest()
     assert stores.trees("gpu1")[path.removeprefix(f"{STORE}/models/")] == found != locked["sha256"]
-    done = operator.run("site", models, check=False)
+    done = operator.run("site", deployed, check=False)
     assert done.returncode != 0
     assert locked["sha256"] in said(done) and found in said(done), said(done)[-3000:]
 
-    operator.run("verify", models, "-e", "repair=true")
+    operator.run("verify", deployed, "-e", "repair=true")
     fleet.shell("gpu1", f"docker restart {instance['id']}")
-    operator.run("site", models)
+    operator.run("site", deployed)
     assert gateway.chat(tokens["alice"], model=SERVED).status == 200
 
 

@@ -311,6 +311,14 @@ class TestTls:
             assert server.seen == []
         assert pauses == []
 
+    def test_the_systems_authorities_are_read_for_the_first_request_over_tls(self, ca, monkeypatch):
+        web = Web()
+        monkeypatch.setenv("SSL_CERT_FILE", ca.pem)
+        with tls_server(ca) as server:
+            assert web.get(Request(server.on("/a", Reply(b"ok")))).body == b"ok"
+            monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+            assert web.get(Request(server.on("/a", Reply(b"again")))).body == b"again", "and not for each of them"
+
     def test_a_certificate_for_another_name_is_not(self, ca):
         with tls_server(ca) as server:
             url = server.on("/a", Reply()).replace("127.0.0.1", "localhost")

@@ -38,7 +38,7 @@ def load(fleet, tokens):
         gateways = [f"{fleet.address(name)}:443" for name in fleet.hosts("gateways")]
         ca, token = str(fleet.ca), tokens["alice"]
         options = {
-            "clients": 4, "seconds": 600, "tokens": (16, 100), "tell": {"old": answer_prefix(gateways[0], ca, token, model)},
+            "clients": 4, "seconds": 600, "tokens": (16, 100), "pause": 0.8, "tell": {"old": answer_prefix(gateways[0], ca, token, model)},
             # Not every engine can be told to go on after the end of a text.
             "exact": False, **options,
         }

@@ -65,7 +65,7 @@ def load(fleet, token):
 
     def start(**options) -> StreamLoad:
         gateways = [f"{fleet.address(name)}:443" for name in fleet.hosts("gateways")]
-        options = {"clients": 4, "seconds": 900, "tokens": (16, 200), **options}
+        options = {"clients": 4, "seconds": 900, "tokens": (16, 200), "pause": 0.8, **options}
         return StreamLoad(gateways=gateways, ca=str(fleet.ca), token=token, models=["talk"], **options)
 
     return start

@@ -105,7 +105,8 @@ def load(fleet, token):
         ca = str(fleet.ca)
         # What runs now is told by how its answers begin; another version's answers begin otherwise.
         told = {"old": answer_prefix(gateways[0], ca, token, models[0])}
-        options = {"clients": 6, "seconds": 900, "tokens": (16, 200), "tell": told, **options}
+        # They think between two requests: without that, their answers leave the machine no time for what is tested.
+        options = {"clients": 6, "seconds": 900, "tokens": (16, 200), "pause": 0.8, "tell": told, **options}
         return StreamLoad(gateways=gateways, ca=ca, token=token, models=list(models), **options)
 
     return start

@@ -25,8 +25,11 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes 
     dropped_faults,
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_shape import shape_of_version
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_signature import LockSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import FORMAT
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile, version_digest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import SignatureError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import where_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl, is_pinned, parse_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import RemoteFile, Resolution
@@ -88,6 +91,8 @@ class Outcome:
     unasked: dict | None = None
     unread: str = ""  # what would have to be downloaded first
     shapeless: dict | None = None  # why nothing is known about its memory
+    listing: Resolution | None = None  # all that the source has, where it was locked anew
+    unsigned: dict | None = None  # what still has to be signed
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -99,6 +104,7 @@ class Lock:
     drift: list[dict] = field(default_factory=list)
     unasked: list[dict] = field(default_factory=list)
     shapeless: list[dict] = field(default_factory=list)
+    unsigned: list[dict] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -120,6 +126,8 @@ class Locker:
         complete: bool = True,
         allow_drop: bool = False,
         local_files: bool = True,
+        signatures: LockSignatures | None = None,
+        sign: Iterable[str] = (),
     ) -> None:
         """`models` are check_catalog's, `current` is parse_lockfile's or empty; all of it has passed its checks."""
         self.models = models
@@ -133,10 +141,12 @@ class Locker:
         self.complete = complete
         self.allow_drop = allow_drop
         self.local_files = local_files
+        self.signatures = signatures or LockSignatures({}, {}, all_settings)
+        self.sign = set(sign)
 
     def run(self) -> Lock:
         """Ask every source, then judge what that leads to."""
-        lock = Lock(faults=[*self._unknown_updates(), *self._unnamed_images()])
+        lock = Lock(faults=[*self._unknown_names(), *self._unnamed_images()])
         versions, images = self._wanted(), self._wanted_images()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answers = list(pool.map(self._settle, [*versions, *images]))
@@ -146,6 +156,7 @@ class Locker:
             lock.drift += [outcome.drift] if outcome.drift else []
             lock.unasked += [outcome.unasked] if outcome.unasked else []
             lock.shapeless += [outcome.shapeless] if outcome.shapeless else []
+            lock.unsigned += [outcome.unsigned] if outcome.unsigned else []
         data = self._assemble(versions, images, outcomes, lock.faults)
         # Of these it is not known yet what they will be, so nothing is known to change either.
         postponed = {(w.model, w.version) for w in versions if outcomes[w].unread or outcomes[w].faults}
@@ -183,18 +194,20 @@ class Locker:
                 advice = f'name it there, as in {engine}: "registry.example:5000/{engine}:1.0"'
                 yield Fault(f"nothing says which image the engine '{engine}' has", f"llm_fleet_engine_images.{engine}", advice)
 
-    def _unknown_updates(self) -> Iterator[Fault]:
-        known = {EVERYTHING, *(model["name"] for model in self.models), *self._engines()}
-        for name in sorted(self.update - known):
-            advice = suggestion(name, known, "models and engines")
+    def _unknown_names(self) -> Iterator[Fault]:
+        models = {EVERYTHING, *(model["name"] for model in self.models)}
+        for name in sorted(self.update - models - set(self._engines())):
+            advice = suggestion(name, {*models, *self._engines()}, "models and engines")
             yield Fault(f"'{name}' is neither a model of the catalog nor the engine of one", "update", advice)
+        for name in sorted(self.sign - models):
+            yield Fault(f"'{name}' is no model of the catalog", "sign_model", suggestion(name, models, "models"))
 
     # Asking
 
     def _settle(self, wanted: Wanted | WantedImage) -> Outcome:
         """Whatever goes wrong with one source is told beside what goes wrong with the others."""
         try:
-            return self._version(wanted) if isinstance(wanted, Wanted) else self._image(wanted)
+            return self._signed(wanted, self._version(wanted)) if isinstance(wanted, Wanted) else self._image(wanted)
         except ArtifactError as error:
             return Outcome(faults=[_at_source(error, wanted.where)])
         except OSError as error:
@@ -224,7 +237,7 @@ class Locker:
             return Outcome(old, unasked=_unasked(wanted, error))
 
     def _version_drift(self, wanted: Wanted, old: dict, resolution: Resolution) -> dict | None:
-        resolution = replace(resolution, files=_needed(wanted, resolution))
+        resolution = replace(resolution, files=self._needed(wanted, resolution, old))
         changes = changed_files(old, resolution, lambda file, digest: self.digests.moved(resolution.source, file, digest))
         return {
             "title": wanted.title,
@@ -238,7 +251,7 @@ class Locker:
 
     def _anew(self, wanted: Wanted, resolution: Resolution, old: dict | None) -> Outcome:
         """The entry of a version as its source has it now."""
-        resolution = replace(resolution, files=_needed(wanted, resolution))
+        listing, resolution = resolution, replace(resolution, files=self._needed(wanted, resolution, old))
         known = _known_digests(old, resolution)
         unread, files = [], []
         for file in resolution.files:
@@ -265,10 +278,21 @@ class Locker:
             "digest": version_digest(entries),
             "files": entries,
         }
-        if old is not None and old.get("shape") and old["digest"] == entry["digest"]:
-            return Outcome({**entry, "shape": old["shape"]})
-        # Another licence in the metadata of the same bytes is no reason to touch what is locked.
-        return self._shaped(wanted, Outcome(entry))
+        if old is not None and old["digest"] == entry["digest"]:
+            # What is known of the same bytes stays known.
+            entry.update({key: old[key] for key in ("shape", "signature") if key in old})
+        return self._shaped(wanted, Outcome(entry, listing=listing))
+
+    def _signed(self, wanted: Wanted, outcome: Outcome) -> Outcome:
+        """The same, with the signature that the catalog demands of the version."""
+        if outcome.entry is None or outcome.faults or outcome.unread:
+            return outcome
+        signs = not self.sign.isdisjoint({wanted.model, EVERYTHING})
+        try:
+            entry, unsigned = self.signatures.signed(wanted.model, wanted.version, outcome.entry, outcome.listing, signs)
+        except SignatureError as error:
+            return replace(outcome, faults=[error.fault(where_of(wanted.model, wanted.version))])
+        return replace(outcome, entry=entry, unsigned={"model": wanted.model, "version": wanted.version} if unsigned else None)
 
     def _shaped(self, wanted: Wanted, outcome: Outcome) -> Outcome:
         """The same, with the shape of the version where its files say it. A lockfile of an earlier release gets it by and by."""
@@ -279,6 +303,17 @@ class Locker:
         if shape is None:
             return replace(outcome, shapeless={"title": wanted.title, "why": why})
         return replace(outcome, entry={**entry, "shape": shape})
+
+    def _needed(self, wanted: Wanted, resolution: Resolution, old: dict | None) -> tuple[RemoteFile, ...]:
+        """The files that the engine gets: nothing but weights has a place in an Ollama store, and a signature is none of them."""
+        if _becomes_ollama(wanted, resolution):
+            return tuple(file for file in resolution.files if file.path.lower().endswith(".gguf"))
+        demand = self.signatures.demand(wanted.model, wanted.version)
+        if demand is None:
+            return resolution.files
+        # A version that was locked with its signature among the files keeps it there.
+        has = {file["path"] for file in old["files"]} if old else set()
+        return tuple(file for file in resolution.files if file.path in has or not demand.leaves_out(file.path))
 
     @staticmethod
     def _layout(wanted: Wanted, resolution: Resolution, files: list[RemoteFile]) -> tuple[str, list[dict]]:
@@ -371,13 +406,6 @@ def _with_ids(entry: dict, settings: Settings) -> dict:
 def _becomes_ollama(wanted: Wanted, resolution: Resolution) -> bool:
     """Whether the engine reads no GGUF files, but a store that can be written around them."""
     return resolution.format == "gguf" and "gguf" not in wanted.formats and OLLAMA in wanted.formats
-
-
-def _needed(wanted: Wanted, resolution: Resolution) -> tuple[RemoteFile, ...]:
-    """The files that the engine gets: nothing but weights has a place in an Ollama store."""
-    if _becomes_ollama(wanted, resolution):
-        return tuple(file for file in resolution.files if file.path.lower().endswith(".gguf"))
-    return resolution.files
 
 
 def _known_digests(old: dict | None, resolution: Resolution) -> dict[tuple, RemoteFile]:

@@ -12,7 +12,7 @@ description:
   - Reads the files of the controller that C(signature) names in a catalog, so that signatures can be verified on another host.
   - A file that cannot be read is no error here. Whoever needs it says so, with its place in the catalog.
 options:
-  models:
+  _terms:
     description: The catalog as the operator wrote it, see docs/catalog.md.
     type: raw
     required: true
@@ -21,7 +21,7 @@ options:
 EXAMPLES = r"""
 - name: Show whose signatures the fleet trusts
   ansible.builtin.debug:
-    msg: "{{ lookup('localfirst.llm_fleet.signature_files', models=llm_fleet_models) | list }}"
+    msg: "{{ lookup('localfirst.llm_fleet.signature_files', llm_fleet_models) | list }}"
 """
 
 RETURN = r"""
@@ -44,5 +44,4 @@ class LookupModule(LookupBase):
     """Reads them; the work is in module_utils/signature_check.py."""
 
     def run(self, terms, variables=None, **kwargs):
-        self.set_options(var_options=variables, direct=kwargs)
-        return [read_files(named_paths(self.get_option("models")))]
+        return [read_files(path for models in terms for path in named_paths(models))]

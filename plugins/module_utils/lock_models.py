@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store, semver
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, human
@@ -24,6 +24,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes 
     describe,
     dropped_faults,
 )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_outcome import Lock, Outcome, Wanted, WantedImage, unasked
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_shape import shape_of_version
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_signature import LockSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import FORMAT
@@ -42,71 +43,12 @@ EVERYTHING = "all"
 AT_ONCE = 4  # sources that are asked at the same time
 
 
-class Wanted(NamedTuple):
-    """One version of a model as the catalog has it."""
-
-    model: str
-    version: str
-    asked: str
-    formats: tuple[str, ...]  # what the model's engine reads
-
-    @property
-    def title(self) -> str:
-        return f"{self.model} {self.version}"
-
-    @property
-    def where(self) -> str:
-        return f"llm_fleet_models[{self.model}].versions.{self.version}.source"
-
-
-class WantedImage(NamedTuple):
-    """The image of an engine as the operator names it."""
-
-    engine: str
-    asked: str
-
-    @property
-    def title(self) -> str:
-        return f"image of {self.engine}"
-
-    @property
-    def where(self) -> str:
-        return f"llm_fleet_engine_images.{self.engine}"
-
-
 def unknown_engines(images: Iterable[str], profiles: Iterable[str]) -> list[Fault]:
     """Images for engines that no profile describes: a slip of the pen would lock the profile's own image in their place."""
     return [
         Fault(f"there is no engine '{name}'", f"llm_fleet_engine_images.{name}", suggestion(name, profiles, "engines"))
         for name in sorted(set(images) - set(profiles))
     ]
-
-
-@dataclass
-class Outcome:
-    """What came of asking one source."""
-
-    entry: dict | None = None
-    drift: dict | None = None
-    unasked: dict | None = None
-    unread: str = ""  # what would have to be downloaded first
-    shapeless: dict | None = None  # why nothing is known about its memory
-    listing: Resolution | None = None  # all that the source has, where it was locked anew
-    unsigned: dict | None = None  # what still has to be signed
-    faults: list[Fault] = field(default_factory=list)
-
-
-@dataclass
-class Lock:
-    """A lockfile as it should be, and what led to it. With faults there is no text."""
-
-    text: str = ""
-    drift: list[dict] = field(default_factory=list)
-    unasked: list[dict] = field(default_factory=list)
-    shapeless: list[dict] = field(default_factory=list)
-    unsigned: list[dict] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
 
 
 class Locker:
@@ -234,7 +176,7 @@ class Locker:
             if self._updates(wanted.model):
                 raise
             # What is locked stays valid whether or not its source still answers.
-            return Outcome(old, unasked=_unasked(wanted, error))
+            return Outcome(old, unasked=unasked(wanted, error))
 
     def _version_drift(self, wanted: Wanted, old: dict, resolution: Resolution) -> dict | None:
         resolution = replace(resolution, files=self._needed(wanted, resolution, old))
@@ -338,7 +280,7 @@ class Locker:
         except ArtifactError as error:
             if not same or self._updates(wanted.engine):
                 raise
-            return Outcome(old, unasked=_unasked(wanted, error))
+            return Outcome(old, unasked=unasked(wanted, error))
         entry = {"image": repository, "digest": digest, "asked": wanted.asked}
         if not same or self._updates(wanted.engine):
             return Outcome(_with_ids(entry, settings))
@@ -357,7 +299,7 @@ class Locker:
         try:
             return Outcome(_with_ids(entry, settings))
         except ArtifactError as error:
-            return Outcome(entry, unasked=_unasked(wanted, error))
+            return Outcome(entry, unasked=unasked(wanted, error))
 
     # Putting it together
 
@@ -417,10 +359,6 @@ def _known_digests(old: dict | None, resolution: Resolution) -> dict[tuple, Remo
         for file in old["files"]
         if "content" not in file and (origin := file.get("from", file["path"]))
     }
-
-
-def _unasked(wanted: Wanted | WantedImage, error: ArtifactError) -> dict:
-    return {"title": wanted.title, "asked": wanted.asked, "why": error.fault.text()}
 
 
 def _at_source(error: ArtifactError, where: str) -> Fault:

@@ -92,7 +92,8 @@ class Bundle:
 def parse_bundle(data: bytes) -> Bundle:
     """A signature file as data; raises Malformed."""
     if len(data) > LARGEST:
-        raise Malformed(f"the signature has {len(data)} bytes, more than {LARGEST}", "have a part of the files signed: one format of the weights, without what no engine reads")
+        what = f"the signature has {len(data)} bytes, more than {LARGEST}"
+        raise Malformed(what, "have a part of the files signed: one format of the weights, without what no engine reads")
     bundle = _json(data, "the signature")
     media = bundle.get("mediaType")
     if media != MEDIA_TYPE:

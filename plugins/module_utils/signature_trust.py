@@ -162,7 +162,8 @@ def verify_chain(ca: str, chain: tuple[bytes, ...], when: datetime.datetime) -> 
         found = OPENSSL_ERROR.search(done.stderr)
         which = "its certificate" if found and found[1] == "0" else "the chain of its certificate"
         reason = found[2].strip() if found else " ".join(done.stderr.split())[:200]
-        raise Foreign(f"{which} does not hold: {reason}", "have it signed with a certificate that the catalog's CA has issued, and that is valid")
+        fix = "have it signed with a valid certificate that the catalog's CA has issued"
+        raise Foreign(f"{which} does not hold: {reason}", fix)
 
 
 def _certificate(der: bytes) -> Any:

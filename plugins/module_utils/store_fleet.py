@@ -11,10 +11,11 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 
 
 def known_artifacts(planned: Mapping[str, Any], told: Iterable[Mapping[str, Any]], lock: Mapping[str, Any]) -> list[dict]:
-    """[{model, version, files, reasons}], and `signature` of what depots verify: what the fleet runs, is to run, keeps to go back to, and has locked.
+    """[{model, version, files, reasons}]: what the fleet runs, is to run, keeps to go back to, and has locked.
 
     `planned` is what M(localfirst.llm_fleet.fleet_plan) returned, `told` what M(localfirst.llm_fleet.host_info) did for each
-    host, `lock` the parsed lockfile. Entries with other contents under the same name stand beside each other.
+    host, `lock` the parsed lockfile. Entries with other contents under the same name stand beside each other. What depots verify
+    has its `signature` as well.
     """
     plan = planned["plan"]
     running = {instance["release"] for instance in plan["instances"]}

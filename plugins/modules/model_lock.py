@@ -256,8 +256,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_bytes import Digests
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes import Use
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import Lock, Locker, unknown_engines
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_signature import LockSignatures
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.masking import Mask
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.preflight import check_paths
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import map_of, text

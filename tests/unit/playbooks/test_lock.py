@@ -65,7 +65,7 @@ class Controller:
 
     def run(self, *options: str) -> tuple[int, str]:
         process = self.start(*options)
-        output, _none = process.communicate(timeout=120)
+        output, _none = process.communicate(timeout=400)
         return process.returncode, output
 
 

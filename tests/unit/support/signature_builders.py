@@ -51,7 +51,7 @@ def key(name: str = "mine", curve: str = "P-256") -> Key:
     return _key(name, curve)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _key(_name: str, curve: str) -> Key:
     return Key(CURVES[curve])
 

@@ -123,7 +123,7 @@ def test_a_statement_of_another_kind_is_refused(statement, clue):
 
 @pytest.mark.parametrize(
     "name",
-    ["../tiny.gguf", "a/../b", "/etc/passwd", "a//b", "./a", "a/.", "a/", "", "..", "a\\b", "a\nb", "a\x00b", "\ud800", "x" * 1025, 7, None],
+    ["../tiny.gguf", "a/../b", "/etc/passwd", "a//b", "./a", "a/.", "a/", "", "..", "a\\b", "a\nb", "a\x00b", "\ud800", "x" * 1025, 7],
 )
 def test_names_that_lead_elsewhere_are_refused(name):
     with pytest.raises(Malformed):

@@ -117,7 +117,7 @@ def test_a_certificate_of_the_ca_signs(root):
 def test_a_chain_leads_to_the_ca(root):
     between = Authority("Between", above=root)
     assert CertificateTrust(root.pem).verify(signed_with(between, between)).identity == "signer"
-    with pytest.raises(Foreign, match="chain|unable to get"):
+    with pytest.raises(Foreign, match="does not hold"):
         CertificateTrust(root.pem).verify(signed_with(between))
     # Whoever trusts the one between need not trust the one above.
     assert CertificateTrust(between.pem).verify(signed_with(between)).identity == "signer"
@@ -184,7 +184,7 @@ def test_the_identity_is_the_one_that_was_named(root):
     for identity in ("models@example.com", "signer"):
         assert CertificateTrust(root.pem, identity).verify(bundle).identity == identity
     for identity in ("example.com", "models@example.co", "Signer"):
-        with pytest.raises(Foreign, match="models@example.com"):
+        with pytest.raises(Foreign, match="models@example"):
             CertificateTrust(root.pem, identity).verify(bundle)
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store
@@ -21,11 +21,13 @@ def never(_name: str) -> bool:
     return False
 
 
+@settings(deadline=None)
 @given(FILES)
 def test_the_signed_files_are_accepted(files):
     assert compare(files, dict(files), never) == []
 
 
+@settings(deadline=None)
 @given(FILES, FILES)
 def test_any_other_set_is_refused(signed, files):
     if signed == files:
@@ -35,6 +37,7 @@ def test_any_other_set_is_refused(signed, files):
             compare(signed, files, never)
 
 
+@settings(deadline=None)
 @given(FILES, st.data())
 def test_what_the_version_does_without_is_told_and_nothing_else_may_be_missing(signed, data):
     without = data.draw(st.sets(st.sampled_from(sorted(signed)), max_size=len(signed) - 1))

@@ -168,6 +168,15 @@ def test_a_version_that_was_locked_before_signatures_were_demanded_gets_one_and_
     assert operator.preflight(after.text) == []
 
 
+def test_a_version_that_lacks_what_was_signed_since_is_refused(operator):
+    (operator.model / "config.json").unlink()
+    wanted, operator.signature = operator.signature, None
+    before = operator.lock()
+    operator.signature = wanted
+    operator.put({**WEIGHTS, "model.sig": operator.sign(WEIGHTS).encode()})
+    assert "signed, but missing: config.json" in said(operator.lock(current=before.text))
+
+
 def test_a_changed_key_is_found_by_lock_and_by_preflight(operator):
     operator.put({"model.sig": operator.sign(WEIGHTS).encode()})
     text = operator.lock().text

@@ -139,8 +139,9 @@ def test_a_signer_is_no_ca(root):
 
 def test_the_system_s_own_cas_are_not_trusted(root, monkeypatch, tmp_path):
     other = Authority("Public CA")
-    (tmp_path / "all.pem").write_text(other.pem)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "all.pem"))
+    (tmp_path / "public.pem").write_text(other.pem)
+    subprocess.run(["openssl", "rehash", tmp_path], check=True)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     with pytest.raises(Foreign):
         CertificateTrust(root.pem).verify(signed_with(other))
 

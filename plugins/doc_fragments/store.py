@@ -114,6 +114,48 @@ options:
       size:
         description: Size of all files in bytes. Not used here.
         type: int
+      signature:
+        description: Signature of the version with what it takes to verify it, as M(localfirst.llm_fleet.fleet_plan) returns it for depots.
+        type: dict
+        suboptions:
+          content:
+            description: Text of the signature file.
+            type: str
+            required: true
+          sha256:
+            description: SHA-256 of O(artifacts[].signature.content).
+            type: str
+            required: true
+          signer:
+            description: Fingerprint of the key that signed, C(sha256:) and 64 hexadecimal digits.
+            type: str
+            required: true
+          left_out:
+            description: Signed files that the version does without.
+            type: list
+            elements: str
+            default: []
+          file:
+            description: What the signature is called at the source.
+            type: str
+            default: model.sig
+          format:
+            description: Format of the files.
+            type: str
+            default: ""
+          by:
+            description: Whether O(artifacts[].signature.trust) is a public key, or the certificate of a CA.
+            type: str
+            choices: [key, ca]
+            required: true
+          trust:
+            description: Whom to trust, in PEM.
+            type: str
+            required: true
+          identity:
+            description: Name of the holder of a certificate. Any, where it is empty.
+            type: str
+            default: ""
 """
 
     # Model versions that the fleet knows, under the names that modules have for them.
@@ -151,6 +193,51 @@ options:
             description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
             type: str
             required: true
+          from:
+            description: Path of the file at the source, where it differs.
+            type: str
+      signature:
+        description: Signature of the version with what it takes to verify it, as M(localfirst.llm_fleet.fleet_plan) returns it for depots.
+        type: dict
+        suboptions:
+          content:
+            description: Text of the signature file.
+            type: str
+            required: true
+          sha256:
+            description: SHA-256 of O(known[].signature.content).
+            type: str
+            required: true
+          signer:
+            description: Fingerprint of the key that signed, C(sha256:) and 64 hexadecimal digits.
+            type: str
+            required: true
+          left_out:
+            description: Signed files that the version does without.
+            type: list
+            elements: str
+            default: []
+          file:
+            description: What the signature is called at the source.
+            type: str
+            default: model.sig
+          format:
+            description: Format of the files.
+            type: str
+            default: ""
+          by:
+            description: Whether O(known[].signature.trust) is a public key, or the certificate of a CA.
+            type: str
+            choices: [key, ca]
+            required: true
+          trust:
+            description: Whom to trust, in PEM.
+            type: str
+            required: true
+          identity:
+            description: Name of the holder of a certificate. Any, where it is empty.
+            type: str
+            default: ""
       reasons:
         description: What it is known as, for example V(current) or V(locked).
         type: list
@@ -192,6 +279,51 @@ options:
             description: SHA-256 of the contents, 64 lower-case hexadecimal digits.
             type: str
             required: true
+          from:
+            description: Path of the file at the source, where it differs.
+            type: str
+      signature:
+        description: Signature of the version with what it takes to verify it, as M(localfirst.llm_fleet.fleet_plan) returns it for depots.
+        type: dict
+        suboptions:
+          content:
+            description: Text of the signature file.
+            type: str
+            required: true
+          sha256:
+            description: SHA-256 of O(keep[].signature.content).
+            type: str
+            required: true
+          signer:
+            description: Fingerprint of the key that signed, C(sha256:) and 64 hexadecimal digits.
+            type: str
+            required: true
+          left_out:
+            description: Signed files that the version does without.
+            type: list
+            elements: str
+            default: []
+          file:
+            description: What the signature is called at the source.
+            type: str
+            default: model.sig
+          format:
+            description: Format of the files.
+            type: str
+            default: ""
+          by:
+            description: Whether O(keep[].signature.trust) is a public key, or the certificate of a CA.
+            type: str
+            choices: [key, ca]
+            required: true
+          trust:
+            description: Whom to trust, in PEM.
+            type: str
+            required: true
+          identity:
+            description: Name of the holder of a certificate. Any, where it is empty.
+            type: str
+            default: ""
       reasons:
         description: What it is known as, for example V(current) or V(locked).
         type: list

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import catalog_rollout, semver, source_url, words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import catalog_rollout, semver, signature_demand, source_url, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import settings_check
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.extra_args import extra_args_faults
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
@@ -163,7 +163,11 @@ def _any_of(value: Any, where: str, faults: list[Fault]) -> list[str] | None:
 _MODEL = record({
     "name": required(words.MODEL_NAME),
     "version": required(_wanted_version),
-    "versions": required(map_of(words.VERSION, record({"source": required(source_url.check)}))),
+    "versions": required(map_of(words.VERSION, record({
+        "source": required(source_url.check),
+        "signature": optional(signature_demand.check_version),
+    }))),
+    "signature": optional(signature_demand.check_model),
     "engine": required(words.WORD),
     "settings": optional(anything, default={}),  # the engine's profile checks them
     "extra_args": optional(list_of(text()), default=[]),  # likewise

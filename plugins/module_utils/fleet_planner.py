@@ -19,6 +19,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_picture 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan_text import changes, pending
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import Rollouts
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import demands, named_paths, unsigned_faults
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.views import status_rows
 
 # Bytes that are not for engines, where a host does not say it: the driver's part of a GPU, and the rest of the machine.
@@ -67,7 +68,7 @@ class FleetPlanner:
             result = self.roll_out(exact_versions(models, lock), lock, current)
         elif not self.faults:
             result = self.plan(exact_versions(models, lock), lock, current, frozen)
-        artifacts = staging.fleet_artifacts(result.plan, lock, self.params["depots"])
+        artifacts = self.signed(staging.fleet_artifacts(result.plan, lock, self.params["depots"]), models)
         supply = self.supply(artifacts)
         self.check_room(artifacts)
         return {
@@ -167,6 +168,8 @@ class FleetPlanner:
         self.note(preflight.check_port_range(params["port_range"]))
         models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
         self.note(faults)
+        if params["require_signatures"]:
+            self.note(list(unsigned_faults(models)))
         lock = {}
         if params["lockfile"].startswith("/"):
             lock = self.read_lockfile(Path(params["lockfile"]), models)
@@ -186,7 +189,25 @@ class FleetPlanner:
         self.note(faults)
         if not faults:
             self.note(check_locked(models, lock, path.name, self.params["profiles"], self.params["engine_images"]))
+            self.check_signatures(models, lock, path.name)
         return lock
+
+    def check_signatures(self, models: list[dict], lock: dict, name: str) -> None:
+        if not demands(models):
+            return
+        # Here, because it loads cryptography, which most fleets' runs need not wait for.
+        from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import check_signatures, read_files
+
+        self.note(check_signatures(models, lock, name, read_files(named_paths(models))))
+
+    def signed(self, artifacts: dict[str, list], models: list[dict]) -> dict[str, list]:
+        """Depots get what it takes to verify the signatures themselves. Who takes files from them compares digests, and needs none."""
+        told: dict[tuple[str, str], dict] = {}
+        if not self.faults and demands(models):
+            from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import hand_out, read_files
+
+            told = hand_out(artifacts, models, read_files(named_paths(models)))
+        return staging.with_signatures(artifacts, self.params["depots"], told)
 
     def check_hosts(self) -> dict | None:
         """What the hosts told; returns the plan that was last applied."""

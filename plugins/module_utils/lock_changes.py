@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
@@ -111,11 +111,12 @@ def describe(before: dict[str, Any], after: dict[str, Any], postponed: set[tuple
         if key in postponed or old.get(key) == new.get(key):
             continue
         if key not in old:
-            lines.append(f"{title}: lock {new[key]['source']}")
+            signed = f", signed by {signed_by(new[key]['signature'])}" if "signature" in new[key] else ""
+            lines.append(f"{title}: lock {new[key]['source']}{signed}")
         elif key not in new:
             lines.append(f"{title}: drop, the catalog has it no more")
-        elif old[key] == {name: value for name, value in new[key].items() if name != "shape"}:
-            lines.append(f"{title}: note what its memory depends on")
+        elif _differing(old[key], new[key]) <= {"shape", "signature"}:
+            lines += [f"{title}: {line}" for line in _notes(old[key], new[key])]
         elif old[key]["digest"] == new[key]["digest"]:
             lines.append(f"{title}: same files, other particulars ({new[key]['source']})")
         else:
@@ -131,6 +132,23 @@ def describe(before: dict[str, Any], after: dict[str, Any], postponed: set[tuple
         if was != now:
             lines.append(f"{model}: '{now['asked']}' means {now['version']}" if now else f"{model}: the catalog names its version")
     return lines
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
+
+
+def _notes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """What is said of the same files anew."""
+    if old.get("shape") != new.get("shape"):
+        yield "note what its memory depends on"
+    if old.get("signature") != new.get("signature"):
+        yield f"keep its signature by {signed_by(new['signature'])}" if "signature" in new else "forget its signature, nobody demands one"
+
+
+def signed_by(signature: dict[str, Any]) -> str:
+    """Who signed, for people."""
+    return " ".join(filter(None, (signature.get("identity"), signature["signer"][: len("sha256:") + 16])))
 
 
 def changed_files(old: dict[str, Any], resolution: Any, moved: Callable[[Any, str], bool]) -> str:

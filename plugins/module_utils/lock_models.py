@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store, semver
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, human
@@ -24,9 +24,13 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes 
     describe,
     dropped_faults,
 )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_outcome import Lock, Outcome, Wanted, WantedImage, unasked
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_shape import shape_of_version
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_signature import LockSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import FORMAT
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile, version_digest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import SignatureError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import where_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl, is_pinned, parse_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import RemoteFile, Resolution
@@ -39,68 +43,12 @@ EVERYTHING = "all"
 AT_ONCE = 4  # sources that are asked at the same time
 
 
-class Wanted(NamedTuple):
-    """One version of a model as the catalog has it."""
-
-    model: str
-    version: str
-    asked: str
-    formats: tuple[str, ...]  # what the model's engine reads
-
-    @property
-    def title(self) -> str:
-        return f"{self.model} {self.version}"
-
-    @property
-    def where(self) -> str:
-        return f"llm_fleet_models[{self.model}].versions.{self.version}.source"
-
-
-class WantedImage(NamedTuple):
-    """The image of an engine as the operator names it."""
-
-    engine: str
-    asked: str
-
-    @property
-    def title(self) -> str:
-        return f"image of {self.engine}"
-
-    @property
-    def where(self) -> str:
-        return f"llm_fleet_engine_images.{self.engine}"
-
-
 def unknown_engines(images: Iterable[str], profiles: Iterable[str]) -> list[Fault]:
     """Images for engines that no profile describes: a slip of the pen would lock the profile's own image in their place."""
     return [
         Fault(f"there is no engine '{name}'", f"llm_fleet_engine_images.{name}", suggestion(name, profiles, "engines"))
         for name in sorted(set(images) - set(profiles))
     ]
-
-
-@dataclass
-class Outcome:
-    """What came of asking one source."""
-
-    entry: dict | None = None
-    drift: dict | None = None
-    unasked: dict | None = None
-    unread: str = ""  # what would have to be downloaded first
-    shapeless: dict | None = None  # why nothing is known about its memory
-    faults: list[Fault] = field(default_factory=list)
-
-
-@dataclass
-class Lock:
-    """A lockfile as it should be, and what led to it. With faults there is no text."""
-
-    text: str = ""
-    drift: list[dict] = field(default_factory=list)
-    unasked: list[dict] = field(default_factory=list)
-    shapeless: list[dict] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
 
 
 class Locker:
@@ -120,6 +68,8 @@ class Locker:
         complete: bool = True,
         allow_drop: bool = False,
         local_files: bool = True,
+        signatures: LockSignatures | None = None,
+        sign: Iterable[str] = (),
     ) -> None:
         """`models` are check_catalog's, `current` is parse_lockfile's or empty; all of it has passed its checks."""
         self.models = models
@@ -133,10 +83,12 @@ class Locker:
         self.complete = complete
         self.allow_drop = allow_drop
         self.local_files = local_files
+        self.signatures = signatures or LockSignatures({}, {}, all_settings)
+        self.sign = set(sign)
 
     def run(self) -> Lock:
         """Ask every source, then judge what that leads to."""
-        lock = Lock(faults=[*self._unknown_updates(), *self._unnamed_images()])
+        lock = Lock(faults=[*self._unknown_names(), *self._unnamed_images()])
         versions, images = self._wanted(), self._wanted_images()
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answers = list(pool.map(self._settle, [*versions, *images]))
@@ -146,6 +98,7 @@ class Locker:
             lock.drift += [outcome.drift] if outcome.drift else []
             lock.unasked += [outcome.unasked] if outcome.unasked else []
             lock.shapeless += [outcome.shapeless] if outcome.shapeless else []
+            lock.unsigned += [outcome.unsigned] if outcome.unsigned else []
         data = self._assemble(versions, images, outcomes, lock.faults)
         # Of these it is not known yet what they will be, so nothing is known to change either.
         postponed = {(w.model, w.version) for w in versions if outcomes[w].unread or outcomes[w].faults}
@@ -183,18 +136,20 @@ class Locker:
                 advice = f'name it there, as in {engine}: "registry.example:5000/{engine}:1.0"'
                 yield Fault(f"nothing says which image the engine '{engine}' has", f"llm_fleet_engine_images.{engine}", advice)
 
-    def _unknown_updates(self) -> Iterator[Fault]:
-        known = {EVERYTHING, *(model["name"] for model in self.models), *self._engines()}
-        for name in sorted(self.update - known):
-            advice = suggestion(name, known, "models and engines")
+    def _unknown_names(self) -> Iterator[Fault]:
+        models = {EVERYTHING, *(model["name"] for model in self.models)}
+        for name in sorted(self.update - models - set(self._engines())):
+            advice = suggestion(name, {*models, *self._engines()}, "models and engines")
             yield Fault(f"'{name}' is neither a model of the catalog nor the engine of one", "update", advice)
+        for name in sorted(self.sign - models):
+            yield Fault(f"'{name}' is no model of the catalog", "sign_model", suggestion(name, models, "models"))
 
     # Asking
 
     def _settle(self, wanted: Wanted | WantedImage) -> Outcome:
         """Whatever goes wrong with one source is told beside what goes wrong with the others."""
         try:
-            return self._version(wanted) if isinstance(wanted, Wanted) else self._image(wanted)
+            return self._signed(wanted, self._version(wanted)) if isinstance(wanted, Wanted) else self._image(wanted)
         except ArtifactError as error:
             return Outcome(faults=[_at_source(error, wanted.where)])
         except OSError as error:
@@ -221,10 +176,10 @@ class Locker:
             if self._updates(wanted.model):
                 raise
             # What is locked stays valid whether or not its source still answers.
-            return Outcome(old, unasked=_unasked(wanted, error))
+            return Outcome(old, unasked=unasked(wanted, error))
 
     def _version_drift(self, wanted: Wanted, old: dict, resolution: Resolution) -> dict | None:
-        resolution = replace(resolution, files=_needed(wanted, resolution))
+        resolution = replace(resolution, files=self._needed(wanted, resolution, old))
         changes = changed_files(old, resolution, lambda file, digest: self.digests.moved(resolution.source, file, digest))
         return {
             "title": wanted.title,
@@ -238,7 +193,7 @@ class Locker:
 
     def _anew(self, wanted: Wanted, resolution: Resolution, old: dict | None) -> Outcome:
         """The entry of a version as its source has it now."""
-        resolution = replace(resolution, files=_needed(wanted, resolution))
+        listing, resolution = resolution, replace(resolution, files=self._needed(wanted, resolution, old))
         known = _known_digests(old, resolution)
         unread, files = [], []
         for file in resolution.files:
@@ -265,10 +220,21 @@ class Locker:
             "digest": version_digest(entries),
             "files": entries,
         }
-        if old is not None and old.get("shape") and old["digest"] == entry["digest"]:
-            return Outcome({**entry, "shape": old["shape"]})
-        # Another licence in the metadata of the same bytes is no reason to touch what is locked.
-        return self._shaped(wanted, Outcome(entry))
+        if old is not None and old["digest"] == entry["digest"]:
+            # What is known of the same bytes stays known.
+            entry.update({key: old[key] for key in ("shape", "signature") if key in old})
+        return self._shaped(wanted, Outcome(entry, listing=listing))
+
+    def _signed(self, wanted: Wanted, outcome: Outcome) -> Outcome:
+        """The same, with the signature that the catalog demands of the version."""
+        if outcome.entry is None or outcome.faults or outcome.unread:
+            return outcome
+        signs = not self.sign.isdisjoint({wanted.model, EVERYTHING})
+        try:
+            entry, unsigned = self.signatures.signed(wanted.model, wanted.version, outcome.entry, outcome.listing, signs)
+        except SignatureError as error:
+            return replace(outcome, faults=[error.fault(where_of(wanted.model, wanted.version))])
+        return replace(outcome, entry=entry, unsigned={"model": wanted.model, "version": wanted.version} if unsigned else None)
 
     def _shaped(self, wanted: Wanted, outcome: Outcome) -> Outcome:
         """The same, with the shape of the version where its files say it. A lockfile of an earlier release gets it by and by."""
@@ -279,6 +245,17 @@ class Locker:
         if shape is None:
             return replace(outcome, shapeless={"title": wanted.title, "why": why})
         return replace(outcome, entry={**entry, "shape": shape})
+
+    def _needed(self, wanted: Wanted, resolution: Resolution, old: dict | None) -> tuple[RemoteFile, ...]:
+        """The files that the engine gets: nothing but weights has a place in an Ollama store, and a signature is none of them."""
+        if _becomes_ollama(wanted, resolution):
+            return tuple(file for file in resolution.files if file.path.lower().endswith(".gguf"))
+        demand = self.signatures.demand(wanted.model, wanted.version)
+        if demand is None:
+            return resolution.files
+        # A version that was locked with its signature among the files keeps it there.
+        has = {file["path"] for file in old["files"]} if old else set()
+        return tuple(file for file in resolution.files if file.path in has or not demand.leaves_out(file.path))
 
     @staticmethod
     def _layout(wanted: Wanted, resolution: Resolution, files: list[RemoteFile]) -> tuple[str, list[dict]]:
@@ -303,7 +280,7 @@ class Locker:
         except ArtifactError as error:
             if not same or self._updates(wanted.engine):
                 raise
-            return Outcome(old, unasked=_unasked(wanted, error))
+            return Outcome(old, unasked=unasked(wanted, error))
         entry = {"image": repository, "digest": digest, "asked": wanted.asked}
         if not same or self._updates(wanted.engine):
             return Outcome(_with_ids(entry, settings))
@@ -322,7 +299,7 @@ class Locker:
         try:
             return Outcome(_with_ids(entry, settings))
         except ArtifactError as error:
-            return Outcome(entry, unasked=_unasked(wanted, error))
+            return Outcome(entry, unasked=unasked(wanted, error))
 
     # Putting it together
 
@@ -373,13 +350,6 @@ def _becomes_ollama(wanted: Wanted, resolution: Resolution) -> bool:
     return resolution.format == "gguf" and "gguf" not in wanted.formats and OLLAMA in wanted.formats
 
 
-def _needed(wanted: Wanted, resolution: Resolution) -> tuple[RemoteFile, ...]:
-    """The files that the engine gets: nothing but weights has a place in an Ollama store."""
-    if _becomes_ollama(wanted, resolution):
-        return tuple(file for file in resolution.files if file.path.lower().endswith(".gguf"))
-    return resolution.files
-
-
 def _known_digests(old: dict | None, resolution: Resolution) -> dict[tuple, RemoteFile]:
     """Files of the same pinned source that were read for the last lock."""
     if old is None or old["source"] != resolution.source or not is_pinned(parse_source(resolution.source)):
@@ -389,10 +359,6 @@ def _known_digests(old: dict | None, resolution: Resolution) -> dict[tuple, Remo
         for file in old["files"]
         if "content" not in file and (origin := file.get("from", file["path"]))
     }
-
-
-def _unasked(wanted: Wanted | WantedImage, error: ArtifactError) -> dict:
-    return {"title": wanted.title, "asked": wanted.asked, "why": error.fault.text()}
 
 
 def _at_source(error: ArtifactError, where: str) -> Fault:

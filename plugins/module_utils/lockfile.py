@@ -34,6 +34,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import
     whole,
     wrong,
 )
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import LARGEST
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import Lines, load_with_lines
 
 LOCK_AGAIN = "lock again (ansible-playbook localfirst.llm_fleet.lock)"
@@ -303,6 +304,23 @@ def _said(found: dict) -> dict:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _signature(value: Any, where: str, faults: list[Fault]) -> dict | None:
+    """The signature of a version as it was verified; whether it holds is asked with the catalog at hand (signature_check.py)."""
+    mine: list[Fault] = []
+    found = _SIGNATURE(value, where, mine)
+    if not mine and hashlib.sha256(found["content"].encode()).hexdigest() != found["sha256"]:
+        wrong(mine, "the content is not what sha256 says", inside(where, "content"), RESTORE)
+    faults += mine
+    return None if mine else found
+
+
+def _bundle(value: Any, where: str, faults: list[Fault]) -> str | None:
+    found = _TEXT(value, where, faults)
+    if found is not None and len(found.encode()) > LARGEST:
+        return wrong(faults, f"the signature has more than {LARGEST} bytes", where, LOCK_AGAIN)
+    return found
+
+
 _TEXT = text(r"[^\ud800-\udfff]*", "a text", "it in quotes")
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}"
 _PATH = text(
@@ -319,6 +337,14 @@ _FILE = _lean({
     "content": optional(_content),
 })
 
+_SIGNATURE = _lean({
+    "signer": required(words.DIGEST),
+    "identity": optional(text()),
+    "sha256": required(words.SHA256),
+    "left_out": optional(list_of(_PATH, least=1)),
+    "content": required(_bundle),
+})
+
 _VERSION = _lean({
     "asked": optional(source_url.check),
     "source": required(_source),
@@ -327,6 +353,7 @@ _VERSION = _lean({
     "size": required(whole(0)),
     "digest": required(words.DIGEST),
     "shape": optional(_shape),
+    "signature": optional(_signature),
     "files": required(list_of(_file, least=1)),
 })
 

@@ -15,6 +15,7 @@ from typing import Any
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import semver
 
 FORMAT = 1
+SIGNATURE = ("signer", "identity", "sha256", "left_out", "content")  # what is kept of who signed a version
 CONTENT_LIMIT = 64 * 1024  # bytes of a small file that travels in the lockfile itself
 
 _HEAD = """\
@@ -91,6 +92,8 @@ def _version(entry: dict[str, Any]) -> Iterator[str]:
     yield f"digest: {_quoted(version_digest(files))}"
     if entry.get("shape") is not None:
         yield f"shape: {_flow(entry['shape'])}"
+    if entry.get("signature") is not None:
+        yield f"signature: {_flow({key: entry['signature'].get(key) for key in SIGNATURE})}"
     yield "files:"
     for file in files:
         yield f"  - {_record(file, ('path', 'size', 'sha256', 'from', 'content'))}"

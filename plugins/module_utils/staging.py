@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import human
 
-KEYS = ("model", "version", "source", "format", "size", "files")
+KEYS = ("model", "version", "source", "format", "size", "files", "signature")
 LOCAL = "file://"
 
 
@@ -43,6 +43,20 @@ def _of_instance(plan: Mapping[str, Any], lock: Mapping[str, Any], instance: Map
     same = locked is not None and _contents(locked) == _contents(record)
     found.append({**record, **locked} if same else record)
     return [{key: artifact[key] for key in KEYS if key in artifact} for artifact in found]
+
+
+def with_signatures(
+    artifacts: Mapping[str, list], verifiers: Collection[str], told: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, list]:
+    """The same artifacts, with what `told` has of each version for the hosts that verify signatures, and none for all others."""
+    found: dict[str, list] = {}
+    for host, needed in artifacts.items():
+        found[host] = []
+        for artifact in needed:
+            plain = {key: value for key, value in artifact.items() if key != "signature"}
+            signature = told.get((artifact["model"], artifact["version"])) if "signature" in artifact and host in verifiers else None
+            found[host].append({**plain, "signature": signature} if signature else plain)
+    return found
 
 
 def _contents(entry: Mapping[str, Any]) -> set:

@@ -26,6 +26,22 @@ _SOURCE = {"source": {"type": "str", "default": ""}}
 
 VERSION = {**_NAMES, **_SOURCE, "files": {**_FILES, "default": []}}
 
+# A version's signature, and what it takes to verify it: of planned artifacts on depots.
+_SIGNATURE = {
+    "type": "dict",
+    "options": {
+        "content": {"type": "str", "required": True},
+        "sha256": {"type": "str", "required": True},
+        "signer": {"type": "str", "required": True},
+        "left_out": {"type": "list", "elements": "str", "default": []},
+        "file": {"type": "str", "default": "model.sig"},
+        "format": {"type": "str", "default": ""},
+        "by": {"type": "str", "choices": ["key", "ca"], "required": True},
+        "trust": {"type": "str", "required": True},
+        "identity": {"type": "str", "default": ""},
+    },
+}
+
 ARTIFACTS = {
     "artifacts": {
         "type": "list",
@@ -37,6 +53,7 @@ ARTIFACTS = {
             "files": {**_FILES, "required": True},
             "format": {"type": "str"},
             "size": {"type": "int"},
+            "signature": _SIGNATURE,
         },
     }
 }
@@ -47,7 +64,8 @@ KNOWN = {
     "elements": "dict",
     "options": {
         **_NAMES,
-        "files": {"type": "list", "elements": "dict", "default": [], "options": _STORED},
+        "files": {"type": "list", "elements": "dict", "default": [], "options": {**_STORED, "from": {"type": "str"}}},
+        "signature": _SIGNATURE,
         "reasons": {"type": "list", "elements": "str", "default": []},
     },
 }

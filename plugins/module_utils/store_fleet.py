@@ -14,7 +14,8 @@ def known_artifacts(planned: Mapping[str, Any], told: Iterable[Mapping[str, Any]
     """[{model, version, files, reasons}]: what the fleet runs, is to run, keeps to go back to, and has locked.
 
     `planned` is what M(localfirst.llm_fleet.fleet_plan) returned, `told` what M(localfirst.llm_fleet.host_info) did for each
-    host, `lock` the parsed lockfile. Entries with other contents under the same name stand beside each other.
+    host, `lock` the parsed lockfile. Entries with other contents under the same name stand beside each other. What depots verify
+    has its `signature` as well.
     """
     plan = planned["plan"]
     running = {instance["release"] for instance in plan["instances"]}
@@ -26,10 +27,13 @@ def known_artifacts(planned: Mapping[str, Any], told: Iterable[Mapping[str, Any]
         found += [("locked", {"model": model, "version": version, **entry}) for version, entry in versions.items()]
     entries: dict[tuple, dict] = {}
     for reason, record in found:
-        files = [{key: file[key] for key in ("path", "size", "sha256")} for file in record["files"]]
+        files = [{key: file[key] for key in ("path", "size", "sha256", "from") if key in file} for file in record["files"]]
         files.sort(key=lambda file: file["path"])
         key = (record["model"], record["version"], tuple((file["path"], file["sha256"]) for file in files))
         entry = entries.setdefault(key, {"model": key[0], "version": key[1], "files": files, "reasons": []})
+        # The lockfile's own says not yet whom to trust; that of a planned artifact does.
+        if reason == "wanted" and "signature" in record:
+            entry.update(files=files, signature=record["signature"])
         # What a host is to have is mostly what it runs already.
         if reason not in entry["reasons"] and not (reason == "wanted" and "current" in entry["reasons"]):
             entry["reasons"].append(reason)

@@ -26,6 +26,7 @@ from typing import Callable
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import human
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import Key, Known, Tree, contents, key_of, parts, trees
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_signatures import StoreSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_users import Container, open_files
 
 GRACE = 3600  # seconds
@@ -47,6 +48,7 @@ class Garbage:
     going: list[Going] = field(default_factory=list)
     unnamed: dict[str, int] = field(default_factory=dict)  # contents that no version has: sizes by digest
     parts: dict[Path, int] = field(default_factory=dict)
+    signatures: list[Path] = field(default_factory=list)  # of versions that go, or were never here as trees
     staying: list[tuple[Tree, list[str]]] = field(default_factory=list)
 
     @property
@@ -59,6 +61,8 @@ class Garbage:
         for found, what in ((self.unnamed, "contents that no version names"), (self.parts, "unfinished downloads")):
             if found:
                 lines.append(f"remove {len(found)} {what} ({human(sum(found.values()))})")
+        if self.signatures:
+            lines.append(f"remove {len(self.signatures)} signatures of versions that nobody names")
         return lines
 
     def as_dict(self) -> dict:
@@ -142,6 +146,9 @@ class Collector:
             for path, status in parts(self.store).items()
             if path.stem not in wanted and status.st_mtime <= young and not _locked(path)
         }
+        named = {(each.artifact.model, each.artifact.version) for each in self.keep}
+        named |= {(tree.model, tree.version) for tree, _reasons in garbage.staying}
+        garbage.signatures = StoreSignatures(self.store).unneeded(named)
         return garbage
 
     def run(self, lock_timeout: float) -> Garbage:
@@ -154,6 +161,8 @@ class Collector:
                 self._remove(each)
             for digest in garbage.unnamed:
                 self._forget(digest)
+            for path in garbage.signatures:
+                StoreSignatures(self.store).remove(path)
             # Whoever takes one up at this moment keeps it.
             garbage.parts = {path: size for path, size in garbage.parts.items() if self.store.drop_part(path)}
         return garbage

@@ -92,6 +92,10 @@ options:
     description: The engines' images as the operator names them, by engine. One that was locked from another name is a fault.
     type: dict
     default: {}
+  require_signatures:
+    description: Whether a version without C(signature) in the catalog is a fault.
+    type: bool
+    default: false
   allow_empty_catalog:
     description: Whether a fleet that serves models may be planned without any.
     type: bool
@@ -367,6 +371,7 @@ def main() -> None:
             "disk_reserve": {"type": "int", "default": 1024**3},
             "store": {"type": "str", "default": ""},
             "engine_images": {"type": "dict", "default": {}},
+            "require_signatures": {"type": "bool", "default": False},
             "allow_empty_catalog": {"type": "bool", "default": False},
             "rollout": {"type": "dict", "options": ASKED},
             "maintenance": {"type": "dict", "options": MAINTENANCE},

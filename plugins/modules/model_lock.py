@@ -17,6 +17,8 @@ description:
   - Files whose source tells no digest are downloaded once, into O(store), and hashed. Files of this host are hashed where they are.
   - Asks all sources before it fails, and then names all faults.
   - Refuses to take away or to change a version that a host uses.
+  - Verifies the signatures that the catalog demands and keeps them in the lockfile, see docs/signatures.md. Files that are not signed, were
+    changed since, or are missing are faults. This needs the Python package C(cryptography) on this host.
 options:
   models:
     description: The catalog as the operator wrote it, see docs/catalog.md.
@@ -88,6 +90,23 @@ options:
     description: Drop and change versions although not every host has told what it uses.
     type: bool
     default: false
+  signature_files:
+    description:
+      - The files of the controller that the catalog names for its signatures, from the lookup
+        P(localfirst.llm_fleet.signature_files#lookup).
+    type: dict
+    default: {}
+  require_signatures:
+    description: Whether a version without C(signature) in the catalog is a fault.
+    type: bool
+    default: false
+  sign:
+    description:
+      - Models, or V(all), whose versions M(localfirst.llm_fleet.model_sign) signs after this. Of these a version that has no signature by
+        the right one is no fault, and is returned in RV(unsigned).
+    type: list
+    elements: str
+    default: []
   local_files:
     description: Whether this host is the controller, so that C(file://) means its files.
     type: bool
@@ -193,6 +212,19 @@ shapeless:
   elements: dict
   returned: success
   sample: [{"title": "chat 1.0.0", "why": "the file is no GGUF"}]
+unsigned:
+  description: Versions that the catalog demands a signature of, and that are still to be signed.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    model:
+      description: Name of the model.
+      type: str
+    version:
+      description: The version.
+      type: str
+  sample: [{"model": "chat", "version": "1.0.0"}]
 downloaded_bytes:
   description: Bytes that were downloaded to be hashed.
   type: int
@@ -224,10 +256,12 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_bytes import Digests
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes import Use
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import Lock, Locker, unknown_engines
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_signature import LockSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.masking import Mask
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.preflight import check_paths
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import map_of, text
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import demands, unsigned_faults
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import check_settings, settings_for
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.strict_yaml import NO_YAML
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import WORD
@@ -276,6 +310,8 @@ class ModelLock:
             complete=params["complete"],
             allow_drop=params["allow_drop"],
             local_files=params["local_files"],
+            signatures=LockSignatures(demands(models), params["signature_files"], self.sources),
+            sign=params["sign"],
         ).run()
         if self.mask.finds_in(lock.text):
             what, fix = "a secret of llm_fleet_sources would stand in the lockfile", "take it out of the catalog's sources"
@@ -291,6 +327,8 @@ class ModelLock:
             ]
         checked, _clients, faults = check_catalog(models, [], self.params["profiles"], [])
         self.faults += faults
+        if self.params["require_signatures"]:
+            self.faults += unsigned_faults(checked)
         return checked
 
     def _sources(self) -> dict[str, Any]:
@@ -336,6 +374,9 @@ def main() -> None:
             },
             "complete": {"type": "bool", "default": True},
             "allow_drop": {"type": "bool", "default": False},
+            "signature_files": {"type": "dict", "default": {}},
+            "require_signatures": {"type": "bool", "default": False},
+            "sign": {"type": "list", "elements": "str", "default": []},
             "local_files": {"type": "bool", "default": True},
         },
         supports_check_mode=True,
@@ -355,6 +396,7 @@ def main() -> None:
         drift=hide(lock.drift),
         unasked=hide(lock.unasked),
         shapeless=hide(lock.shapeless),
+        unsigned=lock.unsigned,
         downloaded_bytes=downloaded,
         diff={
             "before": module.params["current"],

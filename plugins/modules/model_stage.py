@@ -15,6 +15,8 @@ description:
   - Whether the disk has room is checked for all artifacts together, before the first byte.
   - Nothing gets a name in the store before its size and SHA-256 are what the lockfile says. What the store has by digest
     is never fetched again, whichever version brought it.
+  - A version that comes with its signature is taken only where that holds, verified on this host, and the signature is kept beside
+    the contents. This needs the Python package C(cryptography), in every distribution C(python3-cryptography).
   - A run that was killed at any moment leaves only verified files; the next one goes on where it stopped. Several runs on
     one store share the work. What a run fetches, the others wait for.
   - Made for C(async) with C(poll=0). While it runs, M(localfirst.llm_fleet.model_stage_info) tells how far it is.
@@ -147,7 +149,9 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_stag
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import origins_of, read_sources
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress import RUN, Progress
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import HAS_CRYPTOGRAPHY
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import ARTIFACTS, STORE, TRANSFER, answer
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_signatures import StoreSignatures, check_handed
 
 
 class ModelStage:
@@ -163,6 +167,8 @@ class ModelStage:
             Artifact.parse(each["model"], each["version"], each["source"], each["files"]) for each in params["artifacts"]
         ]
         store = Store(params["store"], params["owner"], params["group"])
+        self.signed = [(artifact, each) for artifact, each in zip(self.artifacts, params["artifacts"]) if each["signature"]]
+        self.signatures = StoreSignatures(store)
         self.staging = Staging(
             store,
             self.artifacts,
@@ -174,15 +180,17 @@ class ModelStage:
 
     def run(self) -> dict:
         """Bring everything and return the result."""
+        self.verify()
         if self.check_mode:
             surveys = self.staging.look()
         else:
             fetcher = Fetcher(origins_of(self.params, self.sources), Limiter(self.params["bandwidth"]))
             surveys = self.staging.run(fetcher)
         done = list(zip(self.artifacts, surveys))
+        kept = self.keep_signatures()
         return {
-            "changed": any(found.actions for found in surveys),
-            "actions": [f"{artifact.title}: {action}" for artifact, found in done for action in found.actions],
+            "changed": any(found.actions for found in surveys) or bool(kept),
+            "actions": [f"{artifact.title}: {action}" for artifact, found in done for action in found.actions] + kept,
             "bytes_moved": sum(found.bytes_moved for found in surveys),
             "artifacts": [
                 {
@@ -198,6 +206,26 @@ class ModelStage:
                 {"before_header": artifact.title, "after_header": artifact.title, **found.diff} for artifact, found in done
             ],
         }
+
+
+    def verify(self) -> None:
+        """Nothing of a version is brought whose signature does not hold for the files that the lockfile names."""
+        if self.check_mode and not HAS_CRYPTOGRAPHY:
+            return  # on a bare host it is still to be installed
+        for artifact, each in self.signed:
+            check_handed(artifact.title, artifact, each["files"], each["signature"])
+
+    def keep_signatures(self) -> list[str]:
+        """Put the signatures beside the contents; returns what was or would be done."""
+        actions = []
+        for artifact, each in self.signed:
+            text = each["signature"]["content"]
+            if self.signatures.keeps(artifact, text):
+                continue
+            actions.append(f"{artifact.title}: keep its signature")
+            if not self.check_mode:
+                self.signatures.keep(artifact, text)
+        return actions
 
 
 def main() -> None:

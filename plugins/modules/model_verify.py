@@ -123,6 +123,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_stor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress import RUN, Progress
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import KNOWN, STORE, answer
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_report import Known
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_signatures import StoreSignatures
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_verify import Verification
 
 
@@ -138,6 +139,7 @@ def verify(params: dict, check_mode: bool) -> dict:
             store, known, keep_marks=not check_mode, lock_timeout=params["lock_timeout"], progress=progress
         )
         found = verification.run()
+        found.damaged += StoreSignatures(store).damaged(params["known"])
     actions = [f"set content sha256:{digest} aside" for digest in found.set_aside]
     return {"changed": bool(actions), "actions": actions, **found.as_dict()}
 

@@ -24,7 +24,7 @@ find {STORE}/blobs -type f -links 1 -delete; rm -rf {STORE}/incoming
 FORGET_BLOBS = f"""
 cd {STORE}/blobs/sha256 2>/dev/null || exit 0
 for blob in *; do case " $KEEP " in *" $blob "*) ;; *) rm -f "$blob" ;; esac; done
-rm -rf {STORE}/incoming
+rm -rf {STORE}/incoming {STORE}/signatures
 """
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import Any, Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl
@@ -30,6 +30,16 @@ class RemoteFile:
     content: bytes | None = None  # small files that the source's API already handed over
 
 
+def nothing(_name: str) -> bool:
+    """What a source leaves out that takes all it has."""
+    return False
+
+
+def whatever(_name: str) -> bool:
+    """What a source leaves out that is a single file: nobody knows what else belongs to it."""
+    return True
+
+
 @dataclass(frozen=True)
 class Resolution:
     """What a source means today: the address that will mean the same tomorrow, and its files."""
@@ -38,6 +48,8 @@ class Resolution:
     files: tuple[RemoteFile, ...]
     format: str | None
     licence: str | None
+    # Whether the source has a file of this name as well, which was not asked for, or is none that an engine reads.
+    left_out: Callable[[str], bool] = field(default=nothing, compare=False)
 
 
 class Source:
@@ -66,6 +78,13 @@ class Source:
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
         """Where the bytes of one file are; `path` is its path at the source."""
         raise NotImplementedError
+
+    def beside(self, name: str, resolution: Resolution) -> Request | None:
+        """Where a file is that lies beside the model's own, such as their signature; None where the source has none of that name."""
+        known = next((file for file in resolution.files if file.path == name), None)
+        if known is None and not resolution.left_out(name):
+            return None
+        return self.locate(name, known.size if known else None, known.sha256 if known else None)
 
     def credentials(self) -> dict[str, str]:
         """The headers with which plain web servers want to be asked: the operator's own, and a token or a password."""

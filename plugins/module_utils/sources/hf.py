@@ -85,7 +85,8 @@ class HfSource(Source):
         if getattr(info, "gated", False):
             self._knock(commit, wanted)
         pinned = self.url.at(commit)
-        return Resolution(pinned, tuple(wanted), guess_format([file.path for file in wanted]), _licence(info))
+        left_out = frozenset(file.path for file in files) - {file.path for file in wanted}
+        return Resolution(pinned, tuple(wanted), guess_format([file.path for file in wanted]), _licence(info), left_out.__contains__)
 
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
         headers = dict(self.settings.headers)

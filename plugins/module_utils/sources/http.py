@@ -19,6 +19,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     Resolution,
     Source,
     guess_format,
+    whatever,
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request
 
@@ -43,13 +44,20 @@ class HttpSource(Source):
 
     def resolve(self) -> Resolution:
         files = self._folder() if self.is_folder else [self._measured(unquote(PurePosixPath(self.parts.path).name))]
-        return Resolution(self.url.text, tuple(files), guess_format([file.path for file in files]), None)
+        left_out = _passed_over if self.is_folder else whatever
+        return Resolution(self.url.text, tuple(files), guess_format([file.path for file in files]), None, left_out)
 
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
         parts = self.parts
         if not self.is_folder and unquote(PurePosixPath(parts.path).name) == path:
             return Request(self.url.text, self.headers)
         return self._request(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}")))
+
+    def beside(self, name: str, resolution: Resolution) -> Request | None:
+        # Whether it is there shows when it is asked for: SHA256SUMS is often older than a signature.
+        if self.is_folder:
+            return self.locate(name)
+        return self._request(urljoin(urlunsplit(self.parts._replace(query="")), quote(name)))
 
     def _request(self, url: str) -> Request:
         return Request(url, self.headers)
@@ -150,6 +158,11 @@ class _Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         if tag == "a":
             self.found += [value for name, value in attrs if name == "href" and value]
+
+
+def _passed_over(path: str) -> bool:
+    """Whether a folder may have this file, and it is no part of the model."""
+    return path == SUMS or any(part.startswith(".") for part in path.split("/"))
 
 
 def _plain(path: str) -> bool:

@@ -16,6 +16,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     Source,
     guess_format,
     some,
+    whatever,
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Request
 
@@ -33,21 +34,28 @@ class LocalSource(Source):
         except OSError as error:
             raise self._error((error.strerror or str(error)).lower(), "put it there, or correct the source") from error
         if stat.S_ISDIR(found.st_mode):
-            files = self._below()
+            files, left_out = self._below(), self._is_hidden
             if not files:
                 raise self._error("the directory holds no files", "put the model's files there")
         else:
             problem = _problem(self.root)
             if problem:
                 raise self._error(problem, "make it a file that the user who locks can read")
-            files = [RemoteFile(self.root.name, found.st_size, None)]
-        return Resolution(self.url.text, tuple(files), guess_format([file.path for file in files]), None)
+            files, left_out = [RemoteFile(self.root.name, found.st_size, None)], whatever
+        return Resolution(self.url.text, tuple(files), guess_format([file.path for file in files]), None, left_out)
 
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
         target = self.root / path if self.root.is_dir() else self.root
         if not self._inside(target):
             raise self._error(f"{path} is a link that leads out of the source", "put the file itself there")
         return Request(f"file://{target}")
+
+    def beside(self, name: str, resolution: Resolution) -> Request | None:
+        place = self.root if self.root.is_dir() else self.root.parent
+        return Request(f"file://{place / name}") if (place / name).exists() else None
+
+    def _is_hidden(self, name: str) -> bool:
+        return any(part.startswith(".") for part in name.split("/")) and (self.root / name).is_file()
 
     def _below(self) -> list[RemoteFile]:
         """All files below the directory; whatever cannot be taken is named, and all of it at once."""

@@ -26,6 +26,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     Resolution,
     Source,
     guess_format,
+    whatever,
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import DIRECT, Request, tls_context
 
@@ -92,7 +93,8 @@ class S3Source(Source):
     def resolve(self) -> Resolution:
         with self._explained():
             source, files = self.url.text, self._below(f"{self.prefix}/" if self.prefix else "")
-            if not files and self.prefix:
+            single = not files and bool(self.prefix)
+            if single:
                 source, files = self._single()
         if not files:
             raise ArtifactError(
@@ -103,7 +105,10 @@ class S3Source(Source):
                 "correct the prefix in the source; upper and lower case matter",
             )
         wanted = self.selected(files)
-        return Resolution(source, tuple(wanted), guess_format([file.path for file in wanted]), None)
+        left_out = frozenset(file.path for file in files) - {file.path for file in wanted}
+        return Resolution(
+            source, tuple(wanted), guess_format([file.path for file in wanted]), None, whatever if single else left_out.__contains__
+        )
 
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
         with self._explained():

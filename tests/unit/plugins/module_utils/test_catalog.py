@@ -62,7 +62,10 @@ def test_nobody_has_access_by_default():
 
 
 def test_what_is_written_is_kept():
+    signature = {"key": None, "ca": "/srv/ca.pem", "identity": "models@example.com", "file": "release.sig"}
     written = model(
+        versions={"1.0.0": {"source": "file:///srv/tiny.gguf", "signature": "none"}},
+        signature=signature,
         settings={"threads": 2, "mode": "fast", "split": [3, 1], "warm": False, "scale": 0.5},
         extra_args=["--fast", "--depth=3"],
         context=512,

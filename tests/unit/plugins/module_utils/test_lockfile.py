@@ -34,6 +34,14 @@ def entry(files=FILES, **other):
     }
 
 
+BUNDLE = '{"mediaType": "…",\n "dsseEnvelope": {}}'
+SIGNATURE = {
+    "signer": f"sha256:{DIGEST}",
+    "identity": "models@example.com",
+    "sha256": hashlib.sha256(BUNDLE.encode()).hexdigest(),
+    "left_out": ["README.md", "old/tiny.gguf"],
+    "content": BUNDLE,
+}
 ASKED = {"asked": "oci://registry.example/tiny:1.0.0", "source": f"oci://registry.example/tiny@sha256:{DIGEST}"}
 LOCK = {
     "lockfile": 1,
@@ -46,9 +54,10 @@ LOCK = {
         }
     },
     "selected": {"tiny": {"asked": "~1.2", "version": "1.2.3"}},
-    "models": {"tiny": {"1.0.0": entry(**ASKED, licence="apache-2.0"), "1.2.3": entry(FILES[:1])}},
+    "models": {"tiny": {"1.0.0": entry(**ASKED, licence="apache-2.0"), "1.2.3": entry(FILES[:1], signature=SIGNATURE)}},
 }
 FILE = ("models", "tiny", "1.0.0", "files", 0)
+SIGNED = ("models", "tiny", "1.2.3", "signature")
 PROFILES = {"llamacpp": {"formats": ["gguf"]}, "vllm": {"formats": ["safetensors"]}}
 TINY = {"name": "tiny", "version": "1.0.0", "engine": "llamacpp"}
 WHOLE = render_lockfile(LOCK)
@@ -90,6 +99,12 @@ def test_a_sound_lockfile_comes_back_as_it_is():
     ("path", "value", "where"),
     [
         (("lockfile",), 2, "lockfile"),
+        ((*SIGNED, "content"), "{}", "models.tiny.1.2.3.signature.content"),
+        ((*SIGNED, "content"), " " * 300_000, "models.tiny.1.2.3.signature.content"),
+        ((*SIGNED, "sha256"), "ab", "models.tiny.1.2.3.signature.sha256"),
+        ((*SIGNED, "signer"), DIGEST, "models.tiny.1.2.3.signature.signer"),
+        ((*SIGNED, "left_out"), ["../x"], "models.tiny.1.2.3.signature.left_out[0]"),
+        ((*SIGNED, "more"), 1, "models.tiny.1.2.3.signature"),
         (("lockfile",), "1", "lockfile"),
         (("lockfile",), None, ""),
         (("images",), None, ""),

@@ -51,6 +51,16 @@ def test_other_contents_under_one_name_are_two_entries():
     assert found == {digest(b"one"): ["current"], digest(b"changed"): ["locked"]}
 
 
+def test_what_depots_verify_is_known_with_its_signature_and_names_at_the_source():
+    file = {**entry("blobs/sha256-ab", b"next"), "from": "tiny.gguf"}
+    signed = {"model": "tiny", "version": "1.1.0", "files": [file], "signature": {"signer": "sha256:ab"}}
+    planned = {**PLANNED, "artifacts": {"gpu1": [{**signed, "signature": None}], "depot1": [signed]}}
+    del planned["artifacts"]["gpu1"][0]["signature"]
+    known = {each["version"]: each for each in known_artifacts(planned, [], {"models": {"tiny": {"1.1.0": signed}}})}
+    assert known["1.1.0"]["signature"] == {"signer": "sha256:ab"} and known["1.1.0"]["files"] == [file]
+    assert "signature" not in known["1.0.0"]
+
+
 def test_a_plan_that_is_none_hurts_nobody():
     for broken in ("text", [], {"releases": []}, {"releases": {"r": "text"}}, {"releases": {"r": {}}}):
         assert known_artifacts(PLANNED, [{"name": "gpu1", "plan": broken}], {}) == known_artifacts(PLANNED, [], {})

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Signs the files of a model with a private key. Nothing that is raised here repeats what is in the key, or its password."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
+    DEFAULT_NAME,
+    Bundle,
+    SignatureError,
+    render_bundle,
+    render_statement,
+)
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import (
+    CURVES_FIX,
+    HAS_CRYPTOGRAPHY,
+    MARK,
+    check_curve,
+    fingerprint,
+    hash_of,
+    need_cryptography,
+)
+
+if HAS_CRYPTOGRAPHY:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+
+class SigningKey:
+    """A private key, and the certificates that go with it if it is known by one."""
+
+    def __init__(self, pem: bytes, password: str = "", certificates: bytes = b"") -> None:
+        need_cryptography()
+        self.key = _private_key(pem, password)
+        check_curve(self.key.public_key())
+        self.chain = _chain(certificates)
+        if self.chain and fingerprint(self.chain[0].public_key()) != self.fingerprint:
+            raise SignatureError(
+                "the first certificate is not that of the signing key", "put the signer's certificate first, those of CAs between after it"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key.public_key())
+
+    def sign(self, name: str, files: Mapping[str, str], ignored: Iterable[str] = (DEFAULT_NAME,)) -> str:
+        """The text of a signature file for a model; `files` are {name: sha256}."""
+        chain = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in self.chain)
+        payload = render_statement(name, files, ignored)
+        unsigned = Bundle(self.fingerprint[len(MARK) :], chain, payload, b"")
+        signature = self.key.sign(unsigned.message, hash_of(self.key))
+        return render_bundle(Bundle(unsigned.hint, chain, payload, signature))
+
+
+def _private_key(pem: bytes, password: str) -> Any:
+    try:
+        return serialization.load_pem_private_key(pem, password.encode() if password else None)
+    except TypeError:
+        if password:
+            raise SignatureError("the signing key has no password, and one was given", "leave the password out") from None
+        raise SignatureError("the signing key has a password", "give it with sign_password_file, or sign_password from a vault") from None
+    except (ValueError, UnsupportedAlgorithm):
+        if password:
+            raise SignatureError("the signing key cannot be opened with this password", "check both of them") from None
+        raise SignatureError("this is no private key in PEM", CURVES_FIX) from None
+
+
+def _chain(certificates: bytes) -> list[Any]:
+    # Read one by one: distributions have versions of cryptography that know no other way.
+    end = b"-----END CERTIFICATE-----"
+    parts = [part + end for part in certificates.split(end)[:-1]]
+    try:
+        return [x509.load_pem_x509_certificate(part[part.index(b"-----BEGIN CERTIFICATE-----") :]) for part in parts] or _none(certificates)
+    except ValueError:
+        raise SignatureError("the certificates for the signing key cannot be read", "name a file with certificates in PEM") from None
+
+
+def _none(certificates: bytes) -> list[Any]:
+    if certificates.strip():
+        raise ValueError
+    return []

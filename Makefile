@@ -92,7 +92,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 	    echo "▸ molecule: $$scenario"; rm -f $(PLAYS_LOG); begun=$$SECONDS; \
 	    if [ $$scenario = gpu_host ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; \
 	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
-	    $(WITH_VENV) ANSIBLE_LOG_PATH=$(PLAYS_LOG) molecule test --scenario-name $$scenario || { status=$$?; break; }; \
+	    $(WITH_VENV) ANSIBLE_LOG_PATH=$(PLAYS_LOG) molecule test $(if $(KEEP),--destroy never) --scenario-name $$scenario || { status=$$?; break; }; \
 	    echo "  molecule $$scenario: $$((SECONDS - begun)) s"; \
 	done; \
 	if [ $$status != 0 ]; then testbed/last_failures.sh $(PLAYS_LOG) >> $(FAILURES); fi; \

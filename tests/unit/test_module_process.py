@@ -36,6 +36,18 @@ def run(tmp_path):
     return run
 
 
+@pytest.fixture(params=[signal.SIG_IGN, signal.default_int_handler], ids=["in the background", "at a terminal"])
+def started(request, monkeypatch):
+    """The process that stays, started by a run of tests that ignores an interrupt, as one in the background does, or does not."""
+    before = signal.signal(signal.SIGINT, request.param)
+    forks = module_process._Forks()
+    monkeypatch.setattr(module_process, "_forks", lambda: forks)
+    yield
+    forks.close()
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("started")
 def test_it_sees_what_a_new_process_sees(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run(TELL, "{}\n" * 100_000, OWN="its own")

@@ -22,7 +22,7 @@ STANDIN = Path(__file__).with_name("llama_server.py")
 SMALL = ("--layers=1", "--dim=32", "--ffn=32", "--heads=2", "--kv-heads=1", "--words=40", "--context=64")
 
 
-def wait_until(condition, seconds: float = 20):
+def wait_until(condition, seconds: float = 60):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"

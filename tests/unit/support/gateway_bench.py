@@ -33,7 +33,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def wait_until(condition, seconds: float = 15):
+def wait_until(condition, seconds: float = 60):
     """The first true answer of `condition`."""
     end = time.monotonic() + seconds
     while not (answer := condition()):

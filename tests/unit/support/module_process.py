@@ -64,6 +64,10 @@ class _Forks:
             command = [sys.executable, __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
     def ask(self, about: dict, descriptors: list[int]) -> None:
         with self._lock:
             socket.send_fds(self._socket, [json.dumps(about).encode()], descriptors)
@@ -76,15 +80,15 @@ def _forks() -> _Forks:
 
 def _serve(requests: socket.socket) -> dict | None:
     """Fork for each request. Returns what is to be run in the fork, and None in this process when nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # This process ends when there is nobody left who asks; a fork gets back what was inherited, such as by a run in the background.
+    inherited = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGCHLD)}
     while True:
         message, descriptors, _flags, _address = socket.recv_fds(requests, 2**20, 4)
         if not message:
             return None
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for sign, handler in inherited.items():
+                signal.signal(sign, handler)
             requests.close()
             *streams, ended = descriptors
             _tell_how_it_ends(ended, streams)

@@ -27,7 +27,7 @@ PROFILE = yaml.safe_load((REPO / "plugins/module_utils/engine_profiles/ollama.ym
 RUNNING = Container("running")
 
 
-def wait_until(condition, seconds: float = 20):
+def wait_until(condition, seconds: float = 60):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"

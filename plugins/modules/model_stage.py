@@ -207,7 +207,6 @@ class ModelStage:
             ],
         }
 
-
     def verify(self) -> None:
         """Nothing of a version is brought whose signature does not hold for the files that the lockfile names."""
         if self.check_mode and not HAS_CRYPTOGRAPHY:

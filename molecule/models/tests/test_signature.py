@@ -8,6 +8,8 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from ansible_collections.localfirst.llm_fleet.molecule.models.tests.conftest import STORE, model, said
 
 
@@ -22,6 +24,7 @@ def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
     return private, public
 
 
+@pytest.mark.long
 def test_a_signed_version_reaches_the_depot_with_its_signature_and_a_changed_one_does_not(operator, outside, stores, bare, fleet, tmp_path):
     private, public = key_pair(tmp_path, "models")
     weights = outside.gguf(301)

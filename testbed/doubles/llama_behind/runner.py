@@ -59,7 +59,8 @@ class Runner:
             self.port = probe.getsockname()[1]
         command = shlex.split(os.environ.get("LLAMA_SERVER", "llama-server"))
         command += ["--model", str(weights), "--host", "127.0.0.1", "--port", str(self.port), "--alias", "behind"]
-        command += ["--ctx-size", str(context * slots), "--parallel", str(slots), "--no-slots"]
+        # Several threads would wait for each other in a loop, and on a busy machine for seconds.
+        command += ["--ctx-size", str(context * slots), "--parallel", str(slots), "--no-slots", "--threads", "1"]
         command += ["--embeddings", "--pooling", "last"] if embeddings else []
         quiet = {"LLAMA_ARG_OFFLINE": "1", "LLAMA_ARG_UI": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_CACHE": self.folder.name}
         self.process = subprocess.Popen(command, env={**os.environ, **quiet}, stdin=subprocess.DEVNULL)

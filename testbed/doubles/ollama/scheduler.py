@@ -66,7 +66,8 @@ class Runner:
         weights, projectors = paths
         command = shlex.split(os.environ.get("LLAMA_SERVER", "llama-server"))
         command += ["--model", str(weights), "--host", "127.0.0.1", "--port", str(self.port), "--alias", model.name.model]
-        command += ["--ctx-size", str(num_ctx * parallel), "--parallel", str(parallel), "--no-slots"]
+        # Several threads would wait for each other in a loop, and on a busy machine for seconds.
+        command += ["--ctx-size", str(num_ctx * parallel), "--parallel", str(parallel), "--no-slots", "--threads", "1"]
         command += [word for path in projectors for word in ("--mmproj", str(path))]
         quiet = {"LLAMA_ARG_OFFLINE": "1", "LLAMA_ARG_UI": "0", "LLAMA_ARG_WEBUI": "0", "LLAMA_CACHE": "/tmp"}
         self.process = subprocess.Popen(command, env={**os.environ, **quiet}, stdin=subprocess.DEVNULL)

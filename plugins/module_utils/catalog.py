@@ -175,7 +175,7 @@ _MODEL = record({
     "parallel": optional(whole(1, 1024), default=4),
     "replicas": optional(either("all", whole(0, 1000)), default=1),
     "per_host": optional(whole(1, 64), default=1),
-    "gpus": optional(whole(0, 64), default=0),
+    "gpus": optional(either("auto", whole(0, 64)), default=0),
     "share": optional(flag, default=False),
     "placement": optional(
         record({

@@ -12,6 +12,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.client_registry import stamp
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import legacy_warnings
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.gpu_choice import with_gpus
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.local_supply import local_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, exact_versions, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import PlanResult, choose_current, make_plan, stray_instances
@@ -59,7 +60,7 @@ class FleetPlanner:
         if frozen and current is None:
             self.note([_no_plan_to_keep(self.gateways - self.asked)])
         # Where nothing can be planned, what was last applied still tells what should run.
-        result = PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+        result = _as_applied(current)
         if (self.params["rollout"] or self.params["maintenance"]) and frozen:
             self.note([_limited(self.gateways - self.asked)])
         if not self.faults and self.params["maintenance"]:
@@ -96,6 +97,10 @@ class FleetPlanner:
 
     def plan(self, models: list[dict], lock: dict, current: dict | None, frozen: bool) -> PlanResult:
         params = self.params
+        models, faults = with_gpus(models, lock, params["profiles"], self.node_list(), current)
+        if faults and not frozen:
+            self.note(faults)
+            return _as_applied(current)
         result = make_plan(
             models,
             wanted_releases(models, lock, params["profiles"]),
@@ -112,6 +117,8 @@ class FleetPlanner:
     def roll_out(self, models: list[dict], lock: dict, current: dict | None) -> PlanResult:
         """The plan that was applied last, with the rollout opened in it."""
         asked = self.params["rollout"]
+        models, faults = with_gpus(models, lock, self.params["profiles"], self.node_list(), current)
+        self.note([fault for fault in faults if fault.where.startswith(f"llm_fleet_models[{asked['model']}]")])
         rollouts = Rollouts(models, lock, self.params["profiles"], current)
         catalog = {model["name"]: model for model in models}
         if asked["close"] and current:
@@ -121,7 +128,7 @@ class FleetPlanner:
         opened = rollouts.open(asked, self.node_list(), self.answered)
         self.note(opened.faults)
         if opened.faults:
-            return PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+            return _as_applied(current)
         self.rollout = rollouts.told(opened, asked, [host for name, host in sorted(self.answered.items()) if name in self.gateways])
         leaving = self.strays(opened.plan, asked["model"])
         # An earlier run has closed it, and did not get to the end of that.
@@ -134,7 +141,7 @@ class FleetPlanner:
         self.probes = {model["name"]: {"gates": model["gates"], "smoke": model["smoke"]} for model in models}
         if current is None:
             self.note([Fault("the fleet runs nothing yet", "the fleet's plan", "run site.yml first")])
-            return PlanResult({"generation": 0, "instances": [], "models": {}}, [], [], [], [])
+            return _as_applied(None)
         if asked["state"] == "end":
             plan = maintenance.end(current, asked["hosts"])
         else:
@@ -285,6 +292,11 @@ class FleetPlanner:
         return [
             {**silent, **self.answered.get(name, {}), "host": name, "reachable": name in self.answered} for name in names
         ]
+
+
+def _as_applied(current: dict | None) -> PlanResult:
+    """The plan that was applied last, or an empty one, with nothing to do."""
+    return PlanResult(current or {"generation": 0, "instances": [], "models": {}}, [], [], [], [])
 
 
 def _empty_catalog(current: dict) -> Fault:

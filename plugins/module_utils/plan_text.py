@@ -32,7 +32,7 @@ def pending(plan: dict, models: dict) -> list:
         if not is_wanted(instance, model):
             sentences.append(f"{name} is no longer wanted, and stays until the host can be reached")
         elif len(instance["gpus"]) != model["gpus"]:
-            sentences.append(f"{name} has {_gpus(len(instance['gpus']))} until a rollout gives it {model['gpus']}")
+            sentences.append(f"{name} has {_gpus(len(instance['gpus']))} until a rollout to another release gives it {model['gpus']}")
     return sentences
 
 
@@ -119,8 +119,11 @@ def _changed(before: dict, after: dict) -> list:
 
 def _release(name: str, old: dict, new: dict) -> str:
     """What may change of a release that stays the same one."""
-    same = {**old, "fit": None} == {**new, "fit": None}
-    return f"release {name}: {'what is known of its memory' if same else 'its source'} changes"
+    known = {"fit": "what is known of its memory", "gpus": "the number of its GPUs"}
+    what = [words for key, words in known.items() if old.get(key) != new.get(key)]
+    if {key: old[key] for key in set(old) - set(known)} != {key: new[key] for key in set(new) - set(known)}:
+        what.append("its source")
+    return f"release {name}: {', '.join(what)} {'change' if len(what) > 1 else 'changes'}"
 
 
 def _plain(value: object) -> str:

@@ -59,8 +59,10 @@ def build_release(
         "size": lock_entry["size"],
         "files": files,
     }
+    # No part of the hash, but where the engine divides each layer among them: what else it does is the same on any number of GPUs.
+    record["gpus"] = model.get("gpus") or 0
     if "{tensor_parallel}" in json.dumps(profile["container"]):
-        record["tensor_parallel"] = max(1, model.get("gpus") or 0)
+        record["tensor_parallel"] = max(1, record["gpus"])
     record["container"] = _container(profile, model, record)
     record["fit"] = fit_facts(profile, model, lock_entry)
     return {"release": release_hash(record), **record}

@@ -11,6 +11,7 @@ from uuid import uuid4
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog_rollout import duration
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.client_registry import stamp
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.gpu_choice import with_gpus
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout import (
     Opened,
@@ -61,7 +62,7 @@ class Rollouts:
         faults: list[Fault] = []
         bake = duration(asked["bake"], "-e bake=…", faults) if asked["bake"] else None
         wanted = wanted_releases([model], self.lock, self.profiles)[model["name"]]
-        target, found = self.target(model, wanted, asked)
+        target, found = self.target(model, wanted, asked, nodes)
         if faults or found:
             return self.refuse(*faults, *found)
         request = Request(
@@ -88,7 +89,7 @@ class Rollouts:
     def refuse(self, *faults: Fault) -> Opened:
         return Opened(self.current or {}, None, False, list(faults))
 
-    def target(self, model: dict, wanted: dict, asked: dict[str, Any]) -> tuple[dict | None, list[Fault]]:
+    def target(self, model: dict, wanted: dict, asked: dict[str, Any], nodes: list[dict]) -> tuple[dict | None, list[Fault]]:
         """The release to go to."""
         name, version = model["name"], asked["version"]
         rolling = self.current.get("rollouts", {}).get(name)
@@ -104,7 +105,9 @@ class Rollouts:
         if form not in readable:
             what = f"version {version} of {name} is {form}, and {model['engine']} reads {', '.join(readable)}"
             return None, [Fault(what, "-e version=…", "choose a version in a format that the engine reads, or another engine")]
-        return wanted_releases([{**model, "version": version}], self.lock, self.profiles)[name], []
+        # Another version may need another number of GPUs.
+        models, faults = with_gpus([{**model, "version": version}], self.lock, self.profiles, nodes, self.current)
+        return wanted_releases(models, self.lock, self.profiles)[name], faults
 
     def interface(self, record: dict) -> dict:
         """What gateways and probes have to know of the engine: by its profile, or as the plan has it where that is gone."""

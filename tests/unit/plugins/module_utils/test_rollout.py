@@ -413,9 +413,9 @@ def test_what_nobody_runs_is_held_for_a_way_back_and_for_open_rollouts(fleet):
 
 
 def test_a_release_that_its_host_has_too_few_gpus_for_is_refused(fleet):
-    target = record("big", "1.1.0", tensor_parallel=8)
+    target = record("big", "1.1.0", gpus=8)
     [fault] = asked(fleet, HOSTS, "big", target, accept_outage=True).faults
     assert fault.where == "llm_fleet_models[big].gpus" and "needs 8" in fault.what
-    grown = opened(fleet, HOSTS, "big", record("big", "1.1.0", tensor_parallel=2), accept_outage=True)
+    grown = opened(fleet, HOSTS, "big", record("big", "1.1.0", gpus=2), accept_outage=True)
     [new] = [it for it in of(grown, "big") if it["version"] == "1.1.0"]
     assert len(new["gpus"]) == 2

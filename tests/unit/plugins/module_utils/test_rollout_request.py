@@ -10,10 +10,14 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.lookup.engine_profiles import BUILT_IN, read_profiles
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.gpu_choice import with_gpus
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.plan import make_plan
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.release import engine_interfaces, wanted_releases
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.rollout_request import ASKED, Rollouts
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.shape_config import shape_of_config
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.known_models import CONFIGS
 
+GIB = 2**30
 PROFILES = read_profiles([BUILT_IN])[0]
 VERSIONS = ("1.0.0", "1.1.0", "2.0.0")
 LOCK = {
@@ -238,3 +242,21 @@ def test_the_coordinator_is_told_how_far_it_is_and_what_to_ask(fleet):
     for other in ({"routes": {}}, {}):
         assert rollouts.told(opened, asked(), [{"routes": {"tiny": route}}, other])["progress"]["switched"] == []
     assert rollouts.told(ask(fleet, models=catalog("1.0.0")), asked(), []) is None
+
+
+def test_another_version_may_need_another_number_of_gpus():
+    """2.0.0 is too large for one GPU; the catalog says 1.0.0, and so its number is for that one."""
+    shape = shape_of_config(CONFIGS["Llama-3.1-8B"], 16 * GIB)
+    lock = {"images": LOCK["images"], "models": {"tiny": {
+        version: {**LOCK["models"]["tiny"][version], "shape": {**shape, "weights": size * GIB}}
+        for version, size in (("1.0.0", 16), ("2.0.0", 100))
+    }}}
+    gpus = [f"GPU-{number}" for number in range(4)]
+    nodes = [{**NODES[0], "gpus": gpus, "gpu_memory": dict.fromkeys(gpus, 80 * GIB)}]
+    answered = {"gpu1": {**ANSWERED["gpu1"], "gpu_free": dict.fromkeys(gpus, 80 * GIB)}}
+    models, faults = with_gpus(catalog(replicas=1, gpus="auto"), lock, PROFILES, nodes, None)
+    current = make_plan(models, wanted_releases(models, lock, PROFILES), engine_interfaces(PROFILES, ["llamacpp"]), nodes, None).plan
+    assert not faults and [len(it["gpus"]) for it in current["instances"]] == [1]
+    opened = Rollouts(models, lock, PROFILES, current).open(asked(version="2.0.0"), nodes, answered)
+    assert not opened.faults
+    assert {it["version"]: len(it["gpus"]) for it in opened.plan["instances"]} == {"1.0.0": 1, "2.0.0": 2}

@@ -55,32 +55,33 @@ def test_one_host_without_room_is_enough_for_replace():
     assert choose("auto", two, TARGET, {**hosts, "gpu2": state()}).name == "surge"
 
 
-# GPUs of a release that divides its model among them
+# The number of GPUs that the catalog says by now
 
 
 @pytest.mark.parametrize(
-    ("parts", "held", "idle", "found"),
+    ("count", "held", "idle", "found"),
     [
         (2, ["g0"], ["g1", "g2"], ["g0", "g1"]),
         (1, ["g0", "g1"], [], ["g0"]),
         (2, ["g0", "g1"], ["g2"], ["g0", "g1"]),
-        (1, [], ["g0"], []),
+        (1, [], ["g0"], ["g0"]),
+        (0, ["g0"], ["g1"], []),
         (4, ["g0"], ["g1"], ["g0", "g1"]),
     ],
 )
-def test_where_the_old_ones_stop_a_release_gets_as_many_gpus_as_it_has_parts(parts, held, idle, found):
-    target = {**TARGET, "tensor_parallel": parts}
+def test_where_the_old_ones_stop_a_release_gets_as_many_gpus_as_it_is_to_have(count, held, idle, found):
+    target = {**TARGET, "gpus": count}
     assert choose("replace", [instance(0, *held)], target, {"gpu1": state(gpus_idle=idle)}).gpus == {0: found}
 
 
 def test_two_replicas_of_a_host_share_out_what_is_idle():
-    target = {**TARGET, "tensor_parallel": 2}
+    target = {**TARGET, "gpus": 2}
     chosen = choose("replace", [instance(0, "g0"), instance(1, "g1")], target, {"gpu1": state(gpus_idle=["g2", "g3"])})
     assert chosen.gpus == {0: ["g0", "g2"], 1: ["g1", "g3"]}
 
 
 def test_beside_the_old_ones_another_number_of_gpus_has_to_be_idle():
-    target = {**TARGET, "tensor_parallel": 2}
+    target = {**TARGET, "gpus": 2}
     roomy = state(free=100 * GIB)
     assert choose("auto", [instance(0, "g0")], target, {"gpu1": {**roomy, "gpus_idle": ["g2", "g3"]}}) == ("surge", {0: ["g2", "g3"]}, [])
     assert choose("auto", [instance(0, "g0")], target, {"gpu1": {**roomy, "gpus_idle": ["g2"]}}).name == "replace"

@@ -103,3 +103,12 @@ def test_a_plan_of_an_earlier_release_of_the_collection_goes_on(plan):
     result = plan(gpu_gib=24, current=older)
     assert result["plan"]["instances"] == served["instances"] and result["leaving"] == []
     assert result["memory_warnings"] == []
+
+
+def test_the_number_of_gpus_may_follow_from_their_size(plan):
+    result = plan(gpu_gib=24, gpus="auto")
+    assert result["faults"] == [] and [it["gpus"] for it in result["plan"]["instances"]] == [["GPU-1"]]
+    # The same as with that number written out.
+    assert result["plan"] == plan(gpu_gib=24, gpus=1)["plan"]
+    refused = plan(gpus="auto")
+    assert refused["failed"] and [fault["where"] for fault in refused["faults"]] == ["llm_fleet_models[chat].gpus"]

@@ -39,10 +39,17 @@ class Suppliers:
         return self._web
 
     def requests(self, _artifact: Artifact, file: File) -> list[Request]:
+        return [Request(f"{base}/blobs/sha256/{file.sha256}") for base in self._in_turn(file)]
+
+    def torrents(self, file: File) -> list[Request]:
+        """Where to ask how hosts bring a content to each other."""
+        return [Request(f"{base}/torrents/sha256/{file.sha256}.torrent") for base in self._in_turn(file)]
+
+    def _in_turn(self, file: File) -> list[str]:
         if not self.bases:
             return []
         turn = int(hashlib.sha256(f"{self.host} {file.sha256}".encode()).hexdigest(), 16) % len(self.bases)
-        return [Request(f"{base}/blobs/sha256/{file.sha256}") for base in (*self.bases[turn:], *self.bases[:turn])]
+        return [*self.bases[turn:], *self.bases[:turn]]
 
 
 class FromSources:

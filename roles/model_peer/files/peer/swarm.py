@@ -67,6 +67,7 @@ class Content:
         self.length = length
         self.size = size
         self.error = ""
+        self.errno = 0
         self.dialled = 0.0
 
     def status(self) -> dict:
@@ -76,7 +77,8 @@ class Content:
             state = "here"
         return {
             "state": "failed" if self.error else state,
-            "error": self.error,
+            "trouble": self.error,
+            "errno": self.errno,
             "done": min(self.size, status.total_done),
             "received": status.total_payload_download,
             "sent": status.total_payload_upload,
@@ -179,7 +181,10 @@ class Swarm:
 
     def recheck(self, digest: str) -> None:
         """Read all that lies there again: what is wrong is brought anew, and nothing else."""
-        self.content(digest).handle.force_recheck()
+        content = self.content(digest)
+        content.handle.force_recheck()
+        # It is done by and by; until it has begun, the content would pass for what it was.
+        self._await(lambda alert: isinstance(alert, lt.state_changed_alert) and alert.handle == content.handle)
 
     # What goes on
 
@@ -219,7 +224,7 @@ class Swarm:
             if isinstance(alert, (lt.file_error_alert, lt.torrent_error_alert)):
                 for content in self.contents.values():
                     if content.handle == alert.handle:
-                        content.error = alert.message()
+                        content.error, content.errno = alert.message(), alert.error.value()
             if self.config.get("debug"):
                 print(type(alert).__name__, alert.message(), flush=True)
 

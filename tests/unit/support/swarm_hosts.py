@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Callable
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import NAME, make_torrent
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.fleet_ca import FleetCa
 
@@ -89,8 +89,8 @@ class SwarmHost:
                 status = self.peer.status(digest)
                 if right(status):
                     return status
-            except PeerGone:
-                status = {"gone": (self.folder / "log").read_text()}
+            except (PeerGone, PeerRefused) as error:
+                status = {"said": str(error), "log": (self.folder / "log").read_text()}
             assert time.monotonic() < deadline, status
             time.sleep(0.1)
 

@@ -118,6 +118,11 @@ class Swarm:
             **config.get("settings", {}),
         }
         self.session = lt.session(settings)
+        # As it comes, libtorrent counts private addresses as one's own network, and limits neither rates nor slots there.
+        everybody = lt.ip_filter()
+        for first, last in (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")):
+            everybody.add_rule(first, last, 1 << lt.session.global_peer_class_id)
+        self.session.set_peer_class_filter(everybody)
         self.contents: dict[str, Content] = {}
         self.peers: set[tuple[str, int]] = set()
         self.alerts: list = []

@@ -13,7 +13,7 @@ description:
     more while it is copied. Files of models are not copied - see M(localfirst.llm_fleet.model_stage).
   - The bundle is the one that M(localfirst.llm_fleet.bundle_info) has verified, by the digest of its manifest.
 options:
-  path:
+  bundle:
     description: Directory of the bundle.
     type: path
     required: true
@@ -49,7 +49,7 @@ attributes:
 EXAMPLES = r"""
 - name: Take over what is not for depots
   localfirst.llm_fleet.bundle_import:
-    path: /mnt/stick/bundle
+    bundle: /mnt/stick/bundle
     manifest: "{{ bundle.manifest }}"
     into: /srv/fleet/bundle
   delegate_to: localhost
@@ -75,7 +75,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader
 
 def run(module: AnsibleModule) -> dict:
     params = module.params
-    bundle, change = Path(params["path"]), not module.check_mode
+    bundle, change = Path(params["bundle"]), not module.check_mode
     manifest, digest, faults = read_manifest(bundle)
     if manifest is None or digest != params["manifest"]:
         what = faults[0].what if faults else f"its manifest has the digest {digest}, and {params['manifest']} was verified"
@@ -93,7 +93,7 @@ def run(module: AnsibleModule) -> dict:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
+            "bundle": {"type": "path", "required": True},
             "manifest": {"type": "str", "required": True},
             "into": {"type": "path", "required": True},
             "note": {"type": "bool", "default": False},

@@ -13,7 +13,7 @@ description:
   - Of an incremental bundle it also says which files it counts on that no earlier import has brought (O(into)).
   - Runs on the controller, and changes nothing. Files that the manifest does not name are not looked at, and never imported.
 options:
-  path:
+  bundle:
     description: Directory of the bundle.
     type: path
     required: true
@@ -49,7 +49,7 @@ attributes:
 EXAMPLES = r"""
 - name: See whether the bundle is whole and from whom it should be
   localfirst.llm_fleet.bundle_info:
-    path: /mnt/stick/bundle
+    bundle: /mnt/stick/bundle
     signature: {key: /srv/fleet/bundle.pub}
     into: /srv/fleet/bundle
   delegate_to: localhost
@@ -116,7 +116,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
+            "bundle": {"type": "path", "required": True},
             "signature": {"type": "dict", "default": {}},
             "unsigned": {"type": "bool", "default": False},
             "into": {"type": "path"},
@@ -124,7 +124,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    found = read_bundle(Path(params["path"]), params["signature"], params["unsigned"])
+    found = read_bundle(Path(params["bundle"]), params["signature"], params["unsigned"])
     faults, manifest = list(found.faults), found.manifest
     if manifest and params["into"]:
         imports = Imports(Path(params["into"]))

@@ -14,7 +14,7 @@ description:
     changed keeps its manifest and its signature.
   - Runs on the controller. Files that nobody wanted are left alone, and not named.
 options:
-  path:
+  bundle:
     description: Directory of the bundle.
     type: path
     required: true
@@ -71,7 +71,7 @@ attributes:
 EXAMPLES = r"""
 - name: Close the bundle
   localfirst.llm_fleet.bundle_seal:
-    path: /srv/bundle
+    bundle: /srv/bundle
     wanted: "{{ planned.wanted }}"
     models: "{{ planned.artifacts }}"
     key: /root/bundle.key
@@ -136,7 +136,7 @@ class BundleSeal:
         self.faults: list[Fault] = []
 
     def run(self) -> dict:
-        folder, key = Path(self.params["path"]), self._key()
+        folder, key = Path(self.params["bundle"]), self._key()
         base, digest = None, ""
         if self.params["base"]:
             base, digest, faults = read_manifest(Path(self.params["base"]))
@@ -200,7 +200,7 @@ def main() -> None:
     dicts = {"type": "list", "elements": "dict", "default": []}
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
+            "bundle": {"type": "path", "required": True},
             "wanted": {"type": "list", "elements": "str", "required": True},
             "models": dicts,
             "images": dicts,

@@ -334,6 +334,11 @@ options:
     # Where contents come from, and how they arrive.
     TRANSFER = """\
 options:
+  stores:
+    description: Directories of other stores on the same host. What they have is taken from there.
+    type: list
+    elements: path
+    default: []
   suppliers:
     description: "Addresses of hosts that serve contents at C(<address>/blobs/sha256/<digest>), for example a depot."
     type: list

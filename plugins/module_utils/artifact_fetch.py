@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File, HostError
@@ -78,6 +79,7 @@ class Fetcher:
     def __init__(self, origins: Iterable[Any], limiter: Limiter | None = None, advance: Callable[[int], None] | None = None) -> None:
         self.origins = list(origins)
         self.limiter = limiter or Limiter()
+        self.from_peers = 0  # of the bytes that were brought
         self.advance = advance or (lambda _count: None)
         self.hashing = ThreadPoolExecutor(1, "hashing")
         self._buffers = [memoryview(bytearray(self.limiter.piece)) for _buffer in range(2)]
@@ -91,6 +93,9 @@ class Fetcher:
             return 0
         _Download(self, artifact, file, part).run()
         return part.received
+
+    def arrived(self, artifact: Artifact, file: File, path: Path) -> None:
+        """Called for each content that the store has, by now or already."""
 
 
 class _Download:
@@ -167,7 +172,7 @@ class _Download:
             total = found[2] if found[2] != "*" else None
         if total is not None and total != str(self.file.size):
             raise _WrongSize(total)
-        if answer.status != 206 and part.position:
+        if answer.status != 206 and (part.position or part.present):
             part.restart()
         etag = answer.headers.get("ETag", "")
         # A weak ETag says "about the same", which is not good enough to glue bytes together.
@@ -176,18 +181,24 @@ class _Download:
     def _copy(self, answer: Response) -> None:
         part, limiter, buffers = self.part, self.fetcher.limiter, self.fetcher._buffers
         local = isinstance(answer.raw, FileAnswer)
-        if local and part.position == 0 and self._clone(answer.raw):
+        if local and part.position == 0 and part.limit == self.file.size and self._clone(answer.raw):
             return
-        turn = 0
+        turn, end = 0, part.limit
         while count := answer.readinto(buffers[turn]):
-            if part.position + count > self.file.size:
+            if part.position + count > end:
+                if end < self.file.size:  # a server that sends more than the hole: what follows is here
+                    count = end - part.position
+                    part.write(buffers[turn][:count])
+                    break
                 part.restart()
                 raise _WrongSize(f"more than {self.file.size}")
             part.write(buffers[turn][:count])
             if not local:
                 limiter.take(count)
             turn = 1 - turn  # the other one has been hashed by now
-        if part.position < self.file.size:
+        if part.position == end:
+            part.skip_present()
+        if part.position < end:
             raise Interrupted(ArtifactError("the connection ended early", answer.request.where, "run again"))
 
     def _clone(self, source: FileAnswer) -> bool:

@@ -3,13 +3,18 @@
 """A file on its way: what has arrived, its digest so far, and that nobody else works on it.
 
 The lock lies on the file itself, so it goes with whoever held it, however that one ended.
+
+Peers bring a file in any order. Beside a part with holes lies `<sha256>.have`, which says what of it is there; whoever goes
+on over HTTP asks for the holes only.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Callable
@@ -26,6 +31,8 @@ class Part:
         self.file = file
         self.handle = os.fdopen(descriptor, "r+b", buffering=0)
         self.validator_path = path.with_suffix(".validator")
+        self.have_path = path.with_suffix(".have")
+        self.present: list[tuple[int, int]] = []  # what lies behind holes
         self.position = 0
         self.received = 0  # bytes that were brought, those of a wasted attempt included
         self.resumed = False  # whether the first of the bytes are an earlier run's
@@ -66,18 +73,61 @@ class Part:
 
     def begin(self, executor: Executor, advance: Callable[[int], None]) -> None:
         """Read what an earlier run left, so that the digest can go on from there."""
-        self._executor = executor
-        if os.fstat(self.handle.fileno()).st_size > self.file.size:
+        self._settle()
+        self._executor, self._advance = executor, lambda _count: None
+        self._digest, self.position = hashlib.sha256(), 0
+        size = os.fstat(self.handle.fileno()).st_size
+        self.present = ranges(self.have_path, size) if size <= self.file.size else []
+        if size > self.file.size:
             self.restart()
-        self.read_what_is_there()
+        elif self.has_holes:
+            self.skip_present()
+        else:
+            self.read_what_is_there()
         self.received = 0
         self.resumed = self.position > 0
         self._advance = advance
 
-    def read_what_is_there(self) -> None:
+    @property
+    def has_holes(self) -> bool:
+        return self.have_path.exists()
+
+    @property
+    def limit(self) -> int:
+        """Where the hole ends that begins at `position`."""
+        return next((begin for begin, _end in self.present if begin >= self.position), self.file.size)
+
+    def hold(self, present: Iterable[Iterable[int]]) -> None:
+        """Note what of the file is there, as [begin, end): by somebody else, in whatever order."""
+        draft = self.have_path.with_suffix(".have-new")
+        try:
+            draft.write_text(json.dumps([list(each) for each in present]))
+            os.replace(draft, self.have_path)
+        except OSError as error:
+            self._full(error)
+
+    def held(self) -> list[tuple[int, int]]:
+        """What is there, whoever brought it."""
+        size = os.fstat(self.handle.fileno()).st_size
+        if self.has_holes:
+            return ranges(self.have_path, size)
+        return [(0, size)] if 0 < size <= self.file.size else []
+
+    def skip_present(self) -> None:
+        """Read what is there at this place, if anything is. It was counted by whoever brought it."""
+        advance, received = self._advance, self.received
+        self._advance = lambda _count: None
+        self.handle.seek(self.position)
+        for begin, end in self.present:
+            if begin == self.position:
+                self.read_what_is_there(end)
+        self._advance, self.received = advance, received
+
+    def read_what_is_there(self, end: int | None = None) -> None:
+        self._settle()
         self.handle.seek(self.position)
         buffer = memoryview(bytearray(CHUNK))
-        while count := self.handle.readinto(buffer):
+        while count := self.handle.readinto(buffer if end is None else buffer[: end - self.position]):
             self._digest.update(buffer[:count])
             self._count(count)
 
@@ -99,9 +149,9 @@ class Part:
 
     def continuing(self, where: str) -> dict[str, str]:
         """The headers that ask `where` for the rest."""
-        if not self.position:
+        if not self.position and self.limit == self.file.size:
             return {}
-        headers = {"Range": f"bytes={self.position}-"}
+        headers = {"Range": f"bytes={self.position}-{self.limit - 1 if self.limit < self.file.size else ''}"}
         place, _newline, validator = self._validator().partition("\n")
         # Another place has validators of its own for the same bytes; there the digest alone decides.
         if validator and place == where:
@@ -130,8 +180,9 @@ class Part:
         self.position = 0
         self.resumed = False
         self.sources = []
+        self.present = []
         self._digest = hashlib.sha256()
-        self.validator_path.unlink(missing_ok=True)
+        self._forget_notes()
 
     def finish(self) -> None:
         """Write all of it to the disk: what is renamed into place must survive a power cut."""
@@ -139,13 +190,13 @@ class Part:
             os.fsync(self.handle.fileno())
         except OSError as error:
             self._full(error)
-        self.validator_path.unlink(missing_ok=True)
+        self._forget_notes()
 
     def discard(self) -> None:
         """Leave nothing of it."""
         self._settle()
         self._advance(-self.position)
-        self.validator_path.unlink(missing_ok=True)
+        self._forget_notes()
         if _is_at(self.handle.fileno(), self.path):
             self.path.unlink()
         self.close()
@@ -153,6 +204,10 @@ class Part:
     def close(self) -> None:
         self._settle()
         self.handle.close()
+
+    def _forget_notes(self) -> None:
+        for path in (self.validator_path, self.have_path, self.have_path.with_suffix(".have-new")):
+            path.unlink(missing_ok=True)
 
     def _count(self, count: int) -> None:
         self.position += count
@@ -173,6 +228,20 @@ class Part:
 
     def _validator(self) -> str:
         return self.validator_path.read_text() if self.validator_path.exists() else ""
+
+
+def ranges(path: Path, size: int) -> list[tuple[int, int]]:
+    """What a note says of a part of this size: as [begin, end), in order. What makes no sense counts for nothing."""
+    try:
+        found = sorted((int(begin), int(end)) for begin, end in json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return []
+    sound, last = [], 0
+    for begin, end in found:
+        if last <= begin < end <= size:
+            sound.append((begin, end))
+            last = end
+    return sound
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -135,6 +135,7 @@ class Staging:
         store = self.store
         if store.state(file) == SOUND:
             self._count_as_here(file)
+            fetcher.arrived(artifact, file, store.blob(file))
             return True
         part = Part.take(store.part(file), file)
         if part is None:
@@ -148,6 +149,7 @@ class Staging:
             if state == SOUND:
                 part.discard()
                 self._count_as_here(file)
+                fetcher.arrived(artifact, file, store.blob(file))
                 return True
             rest = store.rest(file)
             if file.sha256 not in self._counted:
@@ -156,6 +158,7 @@ class Staging:
             found.actions.append(content_action(file, state, rest))
             found.bytes_moved += fetcher.fetch(artifact, file, part)
             store.adopt(part)
+            fetcher.arrived(artifact, file, store.blob(file))
         return True
 
     def _count_as_here(self, file: File) -> None:

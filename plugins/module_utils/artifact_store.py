@@ -38,7 +38,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_file
     files_below,
     to_disk,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part, ranges
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import (
     ABSENT,
     DAMAGED,
@@ -62,6 +62,7 @@ class Store:
         self.root = Path(root)
         self.blobs = self.root / "blobs" / "sha256"
         self.incoming = self.root / "incoming"
+        self.torrents = self.root / "torrents" / "sha256"
         self.models = self.root / "models"
         self.claims = Claims(self.root / "claims")
         self.marks = Marks(self.root / "verified")
@@ -73,6 +74,10 @@ class Store:
     def part(self, file: File) -> Path:
         return self.incoming / f"{file.sha256}.part"
 
+    def torrent(self, file: File) -> Path:
+        """How hosts bring a content to each other; only where they do."""
+        return self.torrents / f"{file.sha256}.torrent"
+
     def tree(self, artifact: Artifact) -> Path:
         return self.models / artifact.model / artifact.version
 
@@ -83,8 +88,9 @@ class Store:
     def prepare(self) -> None:
         """Make the directories."""
         self.ownership.make_directory(self.root)
+        # The peer program writes into parts that it was given, and sees nothing else there.
         modes = dict.fromkeys((self.blobs.parent, self.blobs, self.models, self.marks.folder), DIRECTORY_MODE)
-        for folder, mode in {**modes, self.incoming: 0o700, self.claims.folder: 0o700}.items():
+        for folder, mode in {**modes, self.incoming: 0o711, self.claims.folder: 0o700}.items():
             self.ownership.make_directory(folder, mode)
             if self.ownership.differs(folder, mode):  # a run may have ended between its making and its giving away
                 self.ownership.give(folder, mode)
@@ -126,8 +132,12 @@ class Store:
 
     def _rest(self, digest: str, size: int) -> int:
         part = regular(self.incoming / f"{digest}.part")
-        arrived = part.st_size if part else 0
-        return size - arrived if arrived <= size else size
+        if part is None or part.st_size > size:
+            return size
+        have = self.incoming / f"{digest}.have"
+        if have.exists():  # peers bring it, in any order
+            return size - sum(end - begin for begin, end in ranges(have, part.st_size))
+        return size - part.st_size
 
     def survey(self, artifact: Artifact, link: bool = True, counted: set[str] | None = None) -> Survey:
         """Compare the store with what the artifact needs; what is in `counted` another artifact brings."""
@@ -190,7 +200,12 @@ class Store:
         now = regular(self.blob(file))
         if now is not None and now.st_ino == status.st_ino:
             self.blob(file).unlink(missing_ok=True)
-            self.marks.forget(file.sha256)
+            self.forget(file.sha256)
+
+    def forget(self, digest: str) -> None:
+        """Forget what was known of a content that is gone."""
+        self.marks.forget(digest)
+        (self.torrents / f"{digest}.torrent").unlink(missing_ok=True)
 
     def link(self, artifact: Artifact, found: Survey) -> None:
         """Do what `found` says of the tree, under the store's lock. A new tree appears as a whole."""
@@ -290,7 +305,7 @@ class Store:
         # The tree goes last: as long as it is there, a later run knows which contents were only its own.
         for blob in self.only_in([leaving]):
             blob.unlink()
-            self.marks.forget(blob.name)
+            self.forget(blob.name)
         shutil.rmtree(leaving)
 
     def only_in(self, trees: Iterable[Path]) -> list[Path]:

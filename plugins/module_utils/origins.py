@@ -11,6 +11,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,10 +40,31 @@ class Suppliers:
         return self._web
 
     def requests(self, _artifact: Artifact, file: File) -> list[Request]:
+        return [Request(f"{base}/blobs/sha256/{file.sha256}") for base in self._in_turn(file)]
+
+    def torrents(self, file: File) -> list[Request]:
+        """Where to ask how hosts bring a content to each other."""
+        return [Request(f"{base}/torrents/sha256/{file.sha256}.torrent") for base in self._in_turn(file)]
+
+    def _in_turn(self, file: File) -> list[str]:
         if not self.bases:
             return []
         turn = int(hashlib.sha256(f"{self.host} {file.sha256}".encode()).hexdigest(), 16) % len(self.bases)
-        return [Request(f"{base}/blobs/sha256/{file.sha256}") for base in (*self.bases[turn:], *self.bases[:turn])]
+        return [*self.bases[turn:], *self.bases[:turn]]
+
+
+class FromStores:
+    """Stores on this host: what they have is copied, or shared where the file system can."""
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        self.blobs = [Path(root) / "blobs" / "sha256" for root in roots]
+        self._web = Web()
+
+    def web(self, _artifact: Artifact) -> Web:
+        return self._web
+
+    def requests(self, _artifact: Artifact, file: File) -> list[Request]:
+        return [Request(f"file://{blobs / file.sha256}") for blobs in self.blobs if (blobs / file.sha256).is_file()]
 
 
 class FromSources:
@@ -108,8 +130,8 @@ def secrets_of(all_settings: Mapping[str, Any] | None) -> list[str]:
 
 
 def origins_of(params: Mapping[str, Any], all_settings: Mapping[str, Any] | None) -> list:
-    """The places that a module's parameters name: suppliers first, because they are near."""
-    origins: list = []
+    """The places that a module's parameters name, the nearest first."""
+    origins: list = [FromStores(params["stores"])] if params.get("stores") else []
     if params["suppliers"]:
         web = Web(
             ca_path=params["ca_path"],

@@ -113,6 +113,22 @@ def check_depots(depots: list[str], usable: list[str]) -> list[Fault]:
     ]
 
 
+def check_distribution(distribution: str, peer_port: int, depots: list[str], port_range: list[int]) -> list[Fault]:
+    """Where hosts bring each other files, one of them has to have them first."""
+    if distribution != "p2p":
+        return []
+    faults = []
+    if not depots:
+        what = "p2p needs a host that has the files first, and there is none in the group `depots`"
+        fix = "put a host into the group `depots`, or set llm_fleet_distribution to http: the controller then hands out the files"
+        faults.append(Fault(what, "llm_fleet_distribution", fix))
+    first, last = (*port_range, 0, 0)[:2]
+    if not 1024 <= peer_port <= 65535 or first <= peer_port <= last:
+        what = f"{peer_port} is no port from 1024 on that lies outside of the engines' ({first} to {last})"
+        faults.append(Fault(what, "llm_fleet_peer_port", "choose another one, for instance 8446"))
+    return faults
+
+
 def check_host(host: dict, is_gateway: bool, is_depot: bool = False) -> list[Fault]:
     """One host: its distribution, its clock, its address, its GPUs and, on a gateway, its HAProxy."""
     where = f"host {host['name']}"

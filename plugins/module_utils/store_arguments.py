@@ -71,6 +71,7 @@ KNOWN = {
 }
 
 TRANSFER = {
+    "stores": {"type": "list", "elements": "path", "default": []},
     "suppliers": {"type": "list", "elements": "str", "default": []},
     "sources": {"type": "str", "no_log": True},
     "client_cert": {"type": "path"},

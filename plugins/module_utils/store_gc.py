@@ -213,7 +213,7 @@ class Collector:
 
     def _forget(self, digest: str) -> None:
         (self.store.blobs / digest).unlink(missing_ok=True)
-        self.store.marks.forget(digest)
+        self.store.forget(digest)
 
 
 def _leaving(tree: Tree) -> Path:

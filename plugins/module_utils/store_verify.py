@@ -128,7 +128,7 @@ class Verification:
                 now = regular(self.store.blobs / digest)
                 if now is not None and key_of(now) == key_of(before):
                     (self.store.blobs / digest).unlink()
-                    self.store.marks.forget(digest)
+                    self.store.forget(digest)
                     self.found.set_aside.append(digest)
 
     def _compare(self, tree: Tree, actual: dict[Key, str]) -> None:

@@ -78,6 +78,15 @@ options:
     type: list
     elements: int
     default: [20000, 29999]
+  distribution:
+    description: How model files get to the nodes, V(http) for each from a depot, V(p2p) for all of them from each other as well.
+    type: str
+    choices: [http, p2p]
+    default: http
+  peer_port:
+    description: With V(p2p), the TCP port at which hosts reach each other.
+    type: int
+    default: 8446
   disk_reserve:
     description: Bytes that stay free on the file system of a host's store.
     type: int
@@ -368,6 +377,8 @@ def main() -> None:
             "asked": {**names, "required": True},
             "hosts": {"type": "list", "elements": "dict", "required": True},
             "port_range": {"type": "list", "elements": "int", "default": [20000, 29999]},
+            "distribution": {"type": "str", "choices": ["http", "p2p"], "default": "http"},
+            "peer_port": {"type": "int", "default": 8446},
             "disk_reserve": {"type": "int", "default": 1024**3},
             "store": {"type": "str", "default": ""},
             "engine_images": {"type": "dict", "default": {}},

@@ -26,6 +26,16 @@ options:
       - A name for this run, letters, digits, V(-) and V(_). With it M(localfirst.llm_fleet.model_stage_info) tells this
         run's progress from that of others, and from that of an earlier one while this one has not begun.
     type: str
+  peer:
+    description:
+      - Path of the socket of this host's peer program, as M(localfirst.llm_fleet.model_peer) starts it. Contents of which a supplier has
+        a torrent are then brought by the hosts of the fleet that have them, and handed on to the others.
+      - What peers do not bring comes from the suppliers. The digest decides, whoever brought what.
+    type: path
+  peer_patience:
+    description: Seconds that peers may bring nothing before the rest is fetched from the suppliers; some hosts wait up to three times that.
+    type: int
+    default: 30
 extends_documentation_fragment:
   - localfirst.llm_fleet.store
   - localfirst.llm_fleet.store.artifacts
@@ -90,6 +100,11 @@ bytes_moved:
   type: int
   returned: success
   sample: 6012345
+bytes_from_peers:
+  description: Bytes of these that peers brought.
+  type: int
+  returned: success
+  sample: 0
 artifacts:
   description: The same for each artifact. A content that several of them have is counted once, for the first.
   type: list
@@ -141,6 +156,9 @@ free:
   returned: when the disk has too little room
 """
 
+import socket
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
@@ -152,6 +170,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.progress impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import HAS_CRYPTOGRAPHY
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import ARTIFACTS, STORE, TRANSFER, answer
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_signatures import StoreSignatures, check_handed
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_fetch import SwarmFetcher
 
 
 class ModelStage:
@@ -181,17 +201,20 @@ class ModelStage:
     def run(self) -> dict:
         """Bring everything and return the result."""
         self.verify()
+        from_peers = 0
         if self.check_mode:
             surveys = self.staging.look()
         else:
-            fetcher = Fetcher(origins_of(self.params, self.sources), Limiter(self.params["bandwidth"]))
+            fetcher = self.fetcher()
             surveys = self.staging.run(fetcher)
+            from_peers = fetcher.from_peers
         done = list(zip(self.artifacts, surveys))
         kept = self.keep_signatures()
         return {
             "changed": any(found.actions for found in surveys) or bool(kept),
             "actions": [f"{artifact.title}: {action}" for artifact, found in done for action in found.actions] + kept,
             "bytes_moved": sum(found.bytes_moved for found in surveys),
+            "bytes_from_peers": from_peers,
             "artifacts": [
                 {
                     "model": artifact.model,
@@ -206,6 +229,15 @@ class ModelStage:
                 {"before_header": artifact.title, "after_header": artifact.title, **found.diff} for artifact, found in done
             ],
         }
+
+    def fetcher(self) -> Fetcher:
+        """Who brings what the store lacks. A bare host, in check mode, has neither certificates nor peers yet."""
+        origins, limiter = origins_of(self.params, self.sources), Limiter(self.params["bandwidth"])
+        if not self.params["peer"]:
+            return Fetcher(origins, limiter)
+        ca = Path(self.params["ca_path"]).read_bytes()
+        patience, host = self.params["peer_patience"], socket.gethostname()
+        return SwarmFetcher(origins, limiter, Peer(self.params["peer"]), ca=ca, patience=patience, host=host)
 
     def verify(self) -> None:
         """Nothing of a version is brought whose signature does not hold for the files that the lockfile names."""
@@ -234,7 +266,10 @@ def main() -> None:
             **ARTIFACTS,
             **TRANSFER,
             "run": {"type": "str"},
+            "peer": {"type": "path"},
+            "peer_patience": {"type": "int", "default": 30},
         },
+        required_by={"peer": ["ca_path"]},
         supports_check_mode=True,
     )
     answer(module, lambda: ModelStage(module.params, read_sources(module), module.check_mode).run())

@@ -94,6 +94,26 @@ class OciSource(Source):
                     found.setdefault(_platform(entry), digest)
         return found
 
+    def image(self, platform: str) -> tuple[Manifest, str, dict[str, int]]:
+        """The image for a platform: its manifest, the digest of its configuration, and the size of each of its blobs by digest."""
+        manifest = self.read_manifest()
+        if manifest.is_index:
+            fitting = [each for each in entries(manifest.data, "manifests") if _platform(each) == platform and _is_content(each)]
+            if not fitting:
+                raise self._registry.error(f"the image is not to be had for {platform}", "name another platform, or another image")
+            manifest = self._registry.manifest(read_digest(fitting[0], self._registry))
+        digest = self._config_digest(manifest)
+        if not digest:
+            raise self._registry.error("this is no image of a container", "name an image by the digest of its manifest")
+        if _platform({"platform": self._image_config(digest)}) != platform:
+            raise self._registry.error(f"the image is not one for {platform}", "name another platform, or another image")
+        blobs = [manifest.data["config"], *entries(manifest.data, "layers")]
+        return manifest, digest, {read_digest(each, self._registry): read_size(each, self._registry) for each in blobs}
+
+    def blob(self, digest: str) -> Request:
+        """How to fetch a blob of what was read before."""
+        return self._registry.blob(digest)
+
     def _config_digest(self, manifest: Manifest) -> str:
         """The digest of an image's configuration; empty where a manifest is no image's."""
         config = manifest.data.get("config")

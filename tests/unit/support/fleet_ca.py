@@ -35,12 +35,21 @@ class FleetCa:
 
     def issue(self, name: str, client: bool) -> Pair:
         """A certificate for 127.0.0.1 (a server's) or for nobody in particular (a client's)."""
-        key = ec.generate_private_key(ec.SECP256R1())
         purpose = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         extensions = [(x509.ExtendedKeyUsage([purpose]), False)]
         if not client:
             address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
             extensions.append((x509.SubjectAlternativeName([address]), False))
+        return self._issue(name, extensions)
+
+    def issue_peer(self, name: str, content: str) -> Pair:
+        """A certificate for both sides of a connection between peers, for contents of this name."""
+        purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        names = x509.SubjectAlternativeName([x509.DNSName(content)])
+        return self._issue(name, [(x509.ExtendedKeyUsage(purposes), False), (names, False)])
+
+    def _issue(self, name: str, extensions: list) -> Pair:
+        key = ec.generate_private_key(ec.SECP256R1())
         certificate = self._sign(_subject(name), key, extensions)
         raw = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -83,25 +83,27 @@ class _Handler(BaseHTTPRequestHandler):
             return self._short(resource.statuses.pop(0))
         if resource.redirect:
             return self._short(302, Location=resource.redirect)
-        first = self._first_byte(resource)
+        first, end = self._range(resource)
         if first >= len(resource.body) > 0:
             return self._short(416, **{"Content-Range": f"bytes */{len(resource.body)}"})
-        return self._body(resource, first)
+        return self._body(resource, first, end)
 
-    def _first_byte(self, resource: Resource) -> int:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not asked or not resource.ranges:
-            return 0
+    def _range(self, resource: Resource) -> tuple[int, int]:
+        whole = (0, len(resource.body))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         # RFC 9110, 13.1.5: with another validator the whole representation is sent.
-        return int(asked[1]) if self.headers.get("If-Range", resource.tag()) == resource.tag() else 0
+        if not asked or not resource.ranges or self.headers.get("If-Range", resource.tag()) != resource.tag():
+            return whole
+        return int(asked[1]), min(int(asked[2]) + 1, len(resource.body)) if asked[2] else len(resource.body)
 
-    def _body(self, resource: Resource, first: int) -> None:
+    def _body(self, resource: Resource, first: int, end: int) -> None:
         total = len(resource.body)
         shifted = max(first - resource.range_shift, 0)
-        body = resource.body[shifted:]
-        self.send_response(206 if first else 200)
-        if first:
-            self.send_header("Content-Range", f"bytes {shifted}-{total - 1}/{total}")
+        body = resource.body[shifted:end]
+        part = (first, end) != (0, total)
+        self.send_response(206 if part else 200)
+        if part:
+            self.send_header("Content-Range", f"bytes {shifted}-{end - 1}/{total}")
         if resource.tag():
             self.send_header("ETag", resource.tag())
         if resource.chunked:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""A bundle on a disk: whether it is whole, unchanged, and from somebody whom this side trusts. All faults at once."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
+    COPY_AGAIN,
+    LARGEST,
+    MANIFEST,
+    SIGNATURE,
+    Entry,
+    Manifest,
+    parse_manifest,
+)
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, Mismatch, SignatureError, parse_bundle
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import CertificateTrust, KeyTrust
+
+READERS = 4  # files that are hashed at the same time
+UNSIGNED_FIX = "have it written with -e sign_key=…; or take it as it is, with -e unsigned=true, if you know where it comes from"
+TRUST = "llm_fleet_bundle_signature"
+TRUST_FIX = f"say whose signature counts: {TRUST}: {{key: /path/to/bundle.pub}}, or with -e unsigned=true take it without"
+
+
+class Found(NamedTuple):
+    """What a look at a bundle has found. Without faults, each of its files is the one that the manifest names."""
+
+    manifest: Manifest | None
+    digest: str  # of the manifest
+    signer: str
+    faults: list[Fault]
+
+
+def read_manifest(path: Path) -> tuple[Manifest | None, str, list[Fault]]:
+    """The manifest at `path`, a file or a bundle, with its digest; nothing is verified."""
+    file = path / MANIFEST if path.is_dir() else path
+    try:
+        data = file.read_bytes() if file.stat().st_size <= LARGEST else b""
+    except OSError as error:
+        what = f"there is no manifest: {(error.strerror or str(error)).lower()}"
+        return None, "", [Fault(what, str(file), "name a directory that bundle.yml has written, or its manifest.json")]
+    manifest, faults = parse_manifest(data, str(file))
+    return manifest, f"sha256:{hashlib.sha256(data).hexdigest()}", faults
+
+
+def read_bundle(folder: Path, trust: dict[str, Any], unsigned: bool) -> Found:
+    """Read every file of a bundle. `trust` is {key} or {ca, identity}, with paths; `unsigned` does without a signature."""
+    manifest, digest, faults = read_manifest(folder)
+    signer = ""
+    if digest:
+        try:
+            signer = "" if unsigned else check_signature(folder, digest, trust)
+        except SignatureError as error:
+            faults = [error.fault(str(folder / SIGNATURE)), *faults]
+    return Found(manifest, digest, signer, faults + (file_faults(folder, manifest.files) if manifest else []))
+
+
+def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
+    """Who signed the manifest; raises SignatureError."""
+    trusted = trust_of(trust)
+    try:
+        data = (folder / SIGNATURE).read_bytes()
+    except FileNotFoundError:
+        raise SignatureError("the bundle is not signed", UNSIGNED_FIX) from None
+    bundle = parse_bundle(data)
+    signer = trusted.verify(bundle)
+    signed = bundle.files()
+    if signed not in ({WHOLE: digest.partition(":")[2]}, {MANIFEST: digest.partition(":")[2]}):
+        raise Mismatch("the manifest was changed after it was signed", COPY_AGAIN)
+    return signer.fingerprint
+
+
+def trust_of(trust: dict[str, Any]) -> Any:
+    """Whose signature counts; raises SignatureError where that is not said, or cannot be read."""
+    key, ca, identity = (trust.get(name) or "" for name in ("key", "ca", "identity"))
+    if bool(key) == bool(ca) or set(trust) - {"key", "ca", "identity"}:
+        raise SignatureError(f"{TRUST} names neither a key nor a CA, or both, or something else", TRUST_FIX)
+    try:
+        text = Path(key or ca).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = (getattr(error, "strerror", None) or "it is no text").lower()
+        raise SignatureError(f"{key or ca} cannot be read: {said}", f"correct the path in {TRUST}") from None
+    return KeyTrust(text) if key else CertificateTrust(text, identity)
+
+
+def file_faults(folder: Path, entries: list[Entry]) -> list[Fault]:
+    """Files that are missing, or are others than the manifest says."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda entry: _file_fault(folder / entry.path, entry), entries)
+    return [fault for fault in found if fault]
+
+
+def _file_fault(path: Path, entry: Entry) -> Fault | None:
+    status = regular(path)
+    if status is None:
+        return Fault("it is missing, or no regular file", str(path), COPY_AGAIN)
+    if status.st_size != entry.size:
+        return Fault(f"it has {status.st_size} bytes, and the manifest says {entry.size}", str(path), COPY_AGAIN)
+    try:
+        actual = digest_of(path)
+    except OSError as error:
+        return Fault(f"it cannot be read: {(error.strerror or str(error)).lower()}", str(path), COPY_AGAIN)
+    if actual == entry.sha256:
+        return None
+    return Fault(f"its digest is sha256:{actual}, and the manifest says sha256:{entry.sha256}", str(path), COPY_AGAIN)

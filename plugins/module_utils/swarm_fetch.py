@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Brings files from whichever hosts of the fleet have them, and what nobody has from the depot, over HTTP.
+
+The host's peer program writes into the same part that HTTP would go on with. Who brought what makes no difference in the
+end: the SHA-256 of the whole file decides, here as everywhere. Whatever is wrong with peers costs time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Callable
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import Suppliers
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import fits
+
+SMALLEST_FILE = 1 << 20  # a smaller file is here over HTTP before peers have found each other
+LOOK = 0.5  # seconds between two looks
+FLUSH = 5.0  # seconds of which a program that is killed loses what came
+COMPLETE = 4  # how much longer peers may be silent as long as they have all of it among themselves
+RESTART = 15.0  # seconds within which systemd has started the program again
+TURNS = 3.0  # the last host gives peers up after this many times the patience of the first
+
+
+class SwarmFetcher(Fetcher):
+    """A fetcher that asks peers first. `patience`: seconds without progress after which it is the depot's turn."""
+
+    def __init__(
+        self,
+        origins: Iterable[Any],
+        limiter: Limiter,
+        peer: Peer,
+        *,
+        ca: bytes,
+        patience: float,
+        host: str,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(origins, limiter)
+        self.peer = peer
+        self.ca = ca
+        self.pause = pause
+        # Not all hosts turn to the depot at once: what the first ones bring from there, the others get from them.
+        turn = int(hashlib.sha256(host.encode()).hexdigest(), 16) % 1000 / 1000
+        self.patience = patience * (1 + turn * (TURNS - 1))
+        self._torrents: dict[str, bytes | None] = {}
+
+    def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
+        torrent = self._torrent(artifact, file)
+        if torrent is None:
+            return super().fetch(artifact, file, part)
+        task = _Bringing(self, file, part, torrent)
+        try:
+            right = task.run()
+        finally:
+            self.from_peers += task.received
+        return task.received if right else task.received + super().fetch(artifact, file, part)
+
+    def arrived(self, artifact: Artifact, file: File, path: Path) -> None:
+        """Hand on what is verified. That this fails is no fault of the staging."""
+        torrent = self._torrent(artifact, file)
+        if torrent is not None:
+            try:
+                self.peer.seed(file.sha256, torrent, path)
+            except (PeerGone, PeerRefused):
+                return
+
+    def _torrent(self, artifact: Artifact, file: File) -> bytes | None:
+        """How peers bring a content, as a depot tells it; None where none does."""
+        if file.content is not None or file.size < SMALLEST_FILE:
+            return None
+        if file.sha256 not in self._torrents:
+            self._torrents[file.sha256] = next(self._offered(artifact, file), None)
+        return self._torrents[file.sha256]
+
+    def _offered(self, artifact: Artifact, file: File):
+        for origin in self.origins:
+            if not isinstance(origin, Suppliers):
+                continue
+            for request in origin.torrents(file):
+                try:
+                    torrent = origin.web(artifact).get(request, limit=64 << 20).body
+                except ArtifactError:
+                    continue
+                if fits(torrent, file.size, self.ca):
+                    yield torrent
+
+
+class _Bringing:
+    """One file, by peers."""
+
+    def __init__(self, fetcher: SwarmFetcher, file: File, part: Part, torrent: bytes) -> None:
+        self.fetcher = fetcher
+        self.peer = fetcher.peer
+        self.file = file
+        self.part = part
+        self.torrent = torrent
+        self.received = 0
+        self.earlier = 0  # of these, what came before the program was started anew
+        self.counted = 0  # bytes that progress knows of
+
+    def run(self) -> bool:
+        """Whether it is complete and right. Otherwise the part says what of it is there."""
+        self.counted = sum(end - begin for begin, end in self.part.held())
+        try:
+            self._want()
+            for attempt in range(2):
+                if not self._watch():
+                    return False
+                self.part.hold(self.peer.flush(self.file.sha256))
+                if self._right():
+                    return True
+                # The pieces that were here before were taken on trust: one of them is wrong. All are read, and that one comes again.
+                if attempt == 0:
+                    self.peer.recheck(self.file.sha256)
+            self._drop()
+            self.part.begin(self.fetcher.hashing, self.fetcher.advance)
+            self.part.restart()
+        except PeerRefused:
+            self._drop()
+        except PeerGone:
+            self._count(sum(end - begin for begin, end in self.part.held()))
+        return False
+
+    def _want(self) -> None:
+        self.peer.wait(RESTART, self.fetcher.pause)
+        here = self.part.held()
+        # Before anything is written: whoever comes after a kill must not take holes for contents.
+        self.part.hold(here)
+        self.peer.may_write(self.part.handle.fileno())
+        self.peer.want(self.file.sha256, self.torrent, self.part.path, here)
+
+    def _watch(self) -> bool:
+        """Until all of it is here (true), or peers are silent (false)."""
+        before, last = -1, -1
+        moved = flushed = time.monotonic()
+        while True:
+            now = time.monotonic()
+            try:
+                status = self.peer.status(self.file.sha256)
+                if now - flushed > FLUSH and status["state"] == "bringing":
+                    self.part.hold(self.peer.flush(self.file.sha256))
+                    flushed = now
+            except (PeerGone, PeerRefused):
+                # It was started anew and knows nothing of this: it goes on with what is on the disk.
+                if now - moved > self.fetcher.patience:
+                    self._drop()
+                    return False
+                self.earlier = self.received
+                self._want()
+                continue
+            self.received = self.earlier + status["received"]
+            self._count(status["done"])
+            if status["state"] == "here":
+                return True
+            if status["state"] == "failed":
+                self._failed(status)
+                return False
+            if (status["done"], status["received"]) != (before, last) or status["state"] == "checking":
+                before, last, moved = status["done"], status["received"], now
+            elif now - moved > self.fetcher.patience * (COMPLETE if status["copies"] >= 1 else 1):
+                self._drop()
+                return False
+            self.fetcher.pause(LOOK)
+
+    def _failed(self, status: dict) -> None:
+        """The program could not write. A full disk is that for HTTP too; with anything else HTTP has its try."""
+        if status["errno"] in (errno.ENOSPC, errno.EDQUOT):
+            self._drop()
+            self.part.discard()
+            error = OSError(status["errno"], os.strerror(status["errno"]))
+            raise ArtifactError.from_os_error(error, self.part.path.parent)
+        self._drop()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(PeerGone, PeerRefused):
+            self.part.hold(self.peer.drop(self.file.sha256))
+        self._count(sum(end - begin for begin, end in self.part.held()))
+
+    def _right(self) -> bool:
+        self.part.begin(self.fetcher.hashing, self.fetcher.advance)
+        return self.part.position == self.file.size and self.part.hexdigest() == self.file.sha256
+
+    def _count(self, done: int) -> None:
+        self.fetcher.advance(done - self.counted)
+        self.counted = done

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Starts this host's peer program for a run, and ends it after the last one. Nothing of it stays: its unit lies below /run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Callable
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
+
+START = 30.0  # seconds that the program may take to answer
+END = 30.0  # seconds that it may take to end
+
+
+class PeerUnit:
+    """The program under systemd. `command` runs a program and returns its exit status, output and errors."""
+
+    def __init__(
+        self,
+        unit: Path,
+        settings: Path,
+        peer: Peer,
+        command: Callable[[list[str]], tuple[int, str, str]],
+        lock: Path,
+    ) -> None:
+        self.unit = unit
+        self.settings = settings
+        self.peer = peer
+        self.command = command
+        self.lock = lock
+
+    def join(self, lease: str, peers: list[tuple[str, int]], text: str, settings: Mapping[str, Any]) -> bool:
+        """Have the program there for this run; returns whether it was started."""
+        with self._alone():
+            leases = self._leases()
+            started = leases is None or (not leases and self._differs(text, settings))
+            if started:
+                self._start(text, settings)
+            try:
+                self.peer.join(lease, peers)
+            except (PeerGone, PeerRefused) as error:
+                raise self._fault(str(error)) from error
+            return started
+
+    def leave(self, lease: str) -> bool:
+        """Give it back; returns whether that was the last run, and the program is gone."""
+        with self._alone():
+            try:
+                left = self.peer.leave(lease)
+            except PeerGone:
+                left = 0
+            if left or not self.unit.exists():
+                return False
+            self._until_gone()
+            self._systemctl("stop", self.unit.name)
+            self.unit.unlink(missing_ok=True)
+            self.settings.unlink(missing_ok=True)
+            self._systemctl("daemon-reload")
+            return True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One run at a time starts it or ends it."""
+        with open(self.lock, "a", encoding="ascii") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _leases(self) -> list[str] | None:
+        try:
+            return self.peer.overview()["leases"]
+        except (PeerGone, PeerRefused):
+            return None
+
+    def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
+        return not (_read(self.unit) == text and _read(self.settings) == _json(settings))
+
+    def _start(self, text: str, settings: Mapping[str, Any]) -> None:
+        self._systemctl("stop", self.unit.name, may_fail=True)
+        for path, content in ((self.settings, _json(settings)), (self.unit, text)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f".{path.name}.new")
+            draft.write_text(content)
+            draft.chmod(0o644)
+            os.replace(draft, path)
+        self._systemctl("daemon-reload")
+        # One that failed too often would not be started again otherwise.
+        self._systemctl("reset-failed", self.unit.name, may_fail=True)
+        self._systemctl("start", self.unit.name)
+        try:
+            self.peer.wait(START)
+        except (PeerGone, PeerRefused) as error:
+            raise self._fault(str(error)) from error
+
+    def _until_gone(self) -> None:
+        deadline = time.monotonic() + END
+        while time.monotonic() < deadline and self._leases() is not None:
+            time.sleep(0.1)
+
+    def _systemctl(self, *arguments: str, may_fail: bool = False) -> None:
+        code, _output, errors = self.command(["systemctl", *arguments])
+        if code and not may_fail:
+            raise self._fault(errors.strip() or f"systemctl {' '.join(arguments)} failed")
+
+    def _fault(self, what: str) -> ArtifactError:
+        said = self.command(["journalctl", "--unit", self.unit.name, "--lines", "5", "--output", "cat", "--no-pager"])[1].strip()
+        told = f"; it said: {' | '.join(said.splitlines())}" if said else ""
+        return ArtifactError(
+            f"the peer program does not run: {what}{told}", self.unit.name, f"look at journalctl -u {self.unit.name}, then run again"
+        )
+
+
+def _json(settings: Mapping[str, Any]) -> str:
+    return json.dumps(dict(settings), indent=1, sort_keys=True) + "\n"
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Brings model files from hosts of the fleet and hands them on, while a playbook stages. Not a daemon: it ends with the staging.
+
+usage: python3 -I <this directory> <settings in JSON>
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from control import Control
+from program import Program
+from swarm import Swarm
+
+TICK = 0.25  # seconds
+
+
+def main() -> int:
+    with open(sys.argv[1], encoding="utf-8") as handle:
+        config = json.load(handle)
+    # systemd hands certificate and key to this program only, and they are nowhere else where it could read them.
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials:
+        config = {**config, "cert": f"{credentials}/peer.pem", "key": f"{credentials}/peer.key"}
+    program = Program(config, Swarm(config))
+
+    def end(_signal, _frame) -> None:
+        program.ended = True
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    control = Control(config["socket"], program.answer)
+    try:
+        while not program.ended:
+            control.serve(TICK)
+            program.tick()
+    finally:
+        control.close()
+    # A clean end has nothing to take up again.
+    if config.get("state") and os.path.exists(config["state"]):
+        os.unlink(config["state"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

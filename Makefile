@@ -102,7 +102,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 fleets-down:
 	@for inventory in molecule/inventory molecule/gpu_host/inventory; do $(BIN)/python testbed/fleet.py down --inventory $$inventory; done
 
-.PHONY: test checks test-long bench bench-store bench-rollout
+.PHONY: test checks test-long bench bench-store bench-distribution bench-rollout
 # What needs no fleet runs while images are built and the first scenario makes one, which waits a lot; what it said is shown after that.
 CHECKS_LOG := .cache/checks.log
 test: venv setup-tests ## Everything that a change must pass
@@ -125,6 +125,8 @@ bench: venv images-bench setup-bench ## Measure what the gateway, a run without 
 	$(BIN)/python tests/bench/store.py
 bench-store: venv ## Measure only what verifying and staging cost: beside openssl, and beside the bytes that differ
 	$(BIN)/python tests/bench/store.py
+bench-distribution: venv setup-bench ## Measure only how long a model takes to N hosts, over HTTP and with peers; needs root (ARGS="--hosts 1 4")
+	$(if $(filter 0,$(shell id -u)),,sudo) $(BIN)/python tests/bench/distribution.py $(ARGS)
 bench-rollout: venv images-bench ## Measure only rollouts: what clients notice, what it costs beside loading, how soon a bad release is gone
 	$(BIN)/python tests/bench/rollout.py
 

@@ -17,9 +17,9 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 # For tools that start others of the virtual environment by name.
 WITH_VENV := PATH="$(BIN):$$PATH"
 
-# Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next three find it as that left it, and
+# Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next four find it as that left it, and
 # leave it so; the others bring it a catalog of their own. gpu_host has a fleet of its own, and that one makes room for it.
-SCENARIOS := default gateway models anywhere engines rollout gpu_host
+SCENARIOS := default gateway models distribution anywhere engines rollout gpu_host
 SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
 # What failed in a scenario, in few words: said once more at the very end, where a log is read first.

@@ -17,9 +17,9 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 # For tools that start others of the virtual environment by name.
 WITH_VENV := PATH="$(BIN):$$PATH"
 
-# Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next three find it as that left it, and
+# Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next four find it as that left it, and
 # leave it so; the others bring it a catalog of their own. gpu_host has a fleet of its own, and that one makes room for it.
-SCENARIOS := default gateway models anywhere engines rollout gpu_host
+SCENARIOS := default gateway models distribution anywhere engines rollout gpu_host
 SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
 # What failed in a scenario, in few words: said once more at the very end, where a log is read first.
@@ -102,7 +102,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 fleets-down:
 	@for inventory in molecule/inventory molecule/gpu_host/inventory; do $(BIN)/python testbed/fleet.py down --inventory $$inventory; done
 
-.PHONY: test checks test-long bench bench-store bench-rollout
+.PHONY: test checks test-long bench bench-store bench-distribution bench-rollout
 # What needs no fleet runs while images are built and the first scenario makes one, which waits a lot; what it said is shown after that.
 CHECKS_LOG := .cache/checks.log
 test: venv setup-tests ## Everything that a change must pass
@@ -125,6 +125,8 @@ bench: venv images-bench setup-bench ## Measure what the gateway, a run without 
 	$(BIN)/python tests/bench/store.py
 bench-store: venv ## Measure only what verifying and staging cost: beside openssl, and beside the bytes that differ
 	$(BIN)/python tests/bench/store.py
+bench-distribution: venv setup-bench ## Measure only how long a model takes to N hosts, over HTTP and with peers; needs root (ARGS="--hosts 1 4")
+	$(if $(filter 0,$(shell id -u)),,sudo) $(BIN)/python tests/bench/distribution.py $(ARGS)
 bench-rollout: venv images-bench ## Measure only rollouts: what clients notice, what it costs beside loading, how soon a bad release is gone
 	$(BIN)/python tests/bench/rollout.py
 

@@ -51,8 +51,12 @@ case "${1:-}" in
         need docker-registry command -v docker-registry
         need nftables ls /usr/sbin/nft
         need prometheus-node-exporter command -v prometheus-node-exporter
+        need python3-libtorrent /usr/bin/python3 -c 'import libtorrent'
         ;;
-    --bench) need wrk command -v wrk ;;
+    --bench)
+        need wrk command -v wrk
+        need python3-libtorrent /usr/bin/python3 -c 'import libtorrent'
+        ;;
 esac
 if ! docker=$(docker_command) && ! command -v dockerd >/dev/null; then
     wanted+=(docker.io)

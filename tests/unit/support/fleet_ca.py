@@ -42,6 +42,11 @@ class FleetCa:
             extensions.append((x509.SubjectAlternativeName([address]), False))
         return self._issue(name, extensions)
 
+    def issue_server(self, name: str, address: str) -> Pair:
+        """A certificate for a server at another address."""
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        return self._issue(name, [(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False), (names, False)])
+
     def issue_peer(self, name: str, content: str) -> Pair:
         """A certificate for both sides of a connection between peers, for contents of this name."""
         purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

@@ -18,9 +18,9 @@ export DOCKER = $(shell cat .cache/docker-command 2>/dev/null || echo docker)
 WITH_VENV := PATH="$(BIN):$$PATH"
 
 # Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next four find it as that left it, and
-# leave it so; the others bring it a catalog of their own. gpu_host has a fleet of its own, and that one makes room for it.
+# leave it so; the others bring it a catalog of their own. gpu_host and airgap have fleets of their own, and that one makes room for them.
 SCENARIOS := default gateway models distribution anywhere engines rollout gpu_host
-SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle gpu_host
+SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle airgap gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
 # What failed in a scenario, in few words: said once more at the very end, where a log is read first.
 FAILURES := .testbed/molecule/failures.txt
@@ -90,7 +90,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 	@mkdir -p $(dir $(FAILURES)); \
 	status=0; rm -f $(FAILURES); for scenario in $(or $(SCENARIO),$(SCENARIOS)); do \
 	    echo "▸ molecule: $$scenario"; rm -f $(PLAYS_LOG); begun=$$SECONDS; \
-	    if [ $$scenario = gpu_host ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; \
+	    if [ $$scenario = gpu_host ] || [ $$scenario = airgap ]; then $(BIN)/python testbed/fleet.py down --inventory molecule/inventory; fi; \
 	    $(WITH_VENV) molecule reset --scenario-name $$scenario >/dev/null 2>&1 || true; \
 	    $(WITH_VENV) ANSIBLE_LOG_PATH=$(PLAYS_LOG) molecule test $(if $(KEEP),--destroy never) --scenario-name $$scenario || { status=$$?; break; }; \
 	    echo "  molecule $$scenario: $$((SECONDS - begun)) s"; \
@@ -100,7 +100,7 @@ molecule: venv images-tests ## Run molecule: SCENARIO=x, or those of `make test`
 	cat $(FAILURES) 2>/dev/null || true; exit $$status
 .PHONY: fleets-down
 fleets-down:
-	@for inventory in molecule/inventory molecule/gpu_host/inventory; do $(BIN)/python testbed/fleet.py down --inventory $$inventory; done
+	@for inventory in molecule/inventory molecule/gpu_host/inventory molecule/airgap/inventory molecule/airgap/outside; do $(BIN)/python testbed/fleet.py down --inventory $$inventory; done
 
 .PHONY: test checks test-long bench bench-store bench-distribution bench-rollout
 # What needs no fleet runs while images are built and the first scenario makes one, which waits a lot; what it said is shown after that.

@@ -155,6 +155,11 @@ class Fleet:
         assert not check or done.returncode == 0, f"{host}: {script}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    @staticmethod
+    def python(script: str) -> subprocess.CompletedProcess:
+        """Run a few lines on this machine, in a process of their own."""
+        return subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+
     def haproxy(self, gateway: str, command: str) -> str:
         """What HAProxy on a gateway answers on its runtime socket."""
         script = (

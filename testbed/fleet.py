@@ -4,7 +4,8 @@
 """Start and remove a fleet of systemd containers that stand for servers.
 
 A fleet's definition is its Ansible inventory, read with ansible-inventory:
-  testbed_network   {name, subnet}; the name is the fleet's, containers are called <name>-<host>
+  testbed_network   {name, subnet}; the name is the fleet's, containers are called <name>-<host>. With `internal: true`
+                    there is no way out: hosts reach each other and this machine
   testbed_state     directory for ssh key and known_hosts, relative to the repository (default .testbed/<name>)
   testbed_image     per host: debian12, debian13, upstream, … (hosts without it are not made)
   testbed_gpus      per host: its GPUs at first, a scenario of testbed/doubles/nvidia_smi; its image holds that double
@@ -81,6 +82,7 @@ class Fleet:
     subnet: str
     state: Path
     hosts: tuple[Host, ...]
+    internal: bool = False
 
     def container(self, host: Host) -> str:
         return f"{self.name}-{host.name}"
@@ -141,7 +143,7 @@ def read_fleet(inventory: Path) -> Fleet:
         hosts.append(Host(name, values["testbed_image"], address, tuple(values.get("testbed_publish", [])),
                           values.get("testbed_gpus", "")))
     state = REPO / next(iter(hostvars.values())).get("testbed_state", f".testbed/{network['name']}")
-    return Fleet(network["name"], str(subnet), state, tuple(hosts))
+    return Fleet(network["name"], str(subnet), state, tuple(hosts), bool(network.get("internal")))
 
 
 def labels(fleet_name: str) -> list[str]:
@@ -181,9 +183,10 @@ def ensure_network(fleet: Fleet) -> None:
                 raise FleetError(
                     f"the Docker network {fleet.name} belongs to {owner or 'somebody else'}; remove that fleet first"
                 )
-            if subnets == [fleet.subnet]:
+            if subnets == [fleet.subnet] and network.get("Internal", False) == fleet.internal:
                 return
-            raise FleetError(f"network {fleet.name} has subnet {subnets}, wanted is {fleet.subnet}: run down first")
+            way = "without a way out" if fleet.internal else "with a way out"
+            raise FleetError(f"network {fleet.name} has subnet {subnets}, wanted is {fleet.subnet}, {way}: run down first")
         for subnet in map(ipaddress.ip_network, subnets):
             if subnet.version == wanted.version and subnet.overlaps(wanted):
                 raise FleetError(
@@ -193,7 +196,8 @@ def ensure_network(fleet: Fleet) -> None:
     for route in local_routes():
         if route.version == wanted.version and route.subnet_of(wanted):
             raise FleetError(f"the subnet {wanted} is in use: this machine has a route to {route}")
-    docker("network", "create", *labels(fleet.name), f"--subnet={fleet.subnet}", fleet.name)
+    internal = ["--internal"] if fleet.internal else []
+    docker("network", "create", *labels(fleet.name), *internal, f"--subnet={fleet.subnet}", fleet.name)
 
 
 def local_routes() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

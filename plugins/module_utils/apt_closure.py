@@ -2,8 +2,8 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """Packages with all that they depend on, as a machine would need them that has none: by apt, in a root of its own.
 
-Nothing of this machine's own apt is changed: lists, cache and the state of packages are private, and no hooks run. What is taken over is how
-things are fetched (proxies, certificates, credentials), and where nobody names others, the package sources.
+Nothing of this machine's own apt is changed: lists, cache and the state of packages are private, and no hooks run. What is taken over
+is how things are fetched (proxies, certificates, credentials), and where nobody names others, the package sources.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ class Imports:
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            self.faults.append(Fault(f"it cannot be read: {error}", str(file), "remove it, and import every bundle again, the first one first"))
+            fix = "remove it, and import every bundle again, the first one first"
+            self.faults.append(Fault(f"it cannot be read: {error}", str(file), fix))
             return {}
 
     def check(self, manifest: Manifest) -> list[Fault]:

@@ -80,7 +80,8 @@ class Collections:
         """The archive's bytes."""
         folder, about = self.folder(name), self.about(name)
         files = _files(folder, about.pop("build_ignore", []))
-        listing = _json({"files": [{"name": ".", "ftype": "dir", "chksum_type": None, "chksum_sha256": None, "format": 1}, *files], "format": 1})
+        top = {"name": ".", "ftype": "dir", "chksum_type": None, "chksum_sha256": None, "format": 1}
+        listing = _json({"files": [top, *files], "format": 1})
         about["file_manifest_file"] = {
             "name": FILES, "ftype": "file", "chksum_type": "sha256", "chksum_sha256": hashlib.sha256(listing).hexdigest(), "format": 1,
         }
@@ -105,7 +106,8 @@ def _of_source(text: str, name: str) -> dict[str, Any]:
     if faults:
         raise ArtifactError(*faults[0])
     info = {key: data.get(key) for key in INFO}
-    return {"collection_info": {**info, "dependencies": info["dependencies"] or {}}, "build_ignore": data.get("build_ignore") or [], "format": 1}
+    info["dependencies"] = info["dependencies"] or {}
+    return {"collection_info": info, "build_ignore": data.get("build_ignore") or [], "format": 1}
 
 
 def _walk(folder: Path, top: Path, ignored: list[str]) -> Iterator[Path]:

@@ -252,8 +252,9 @@ class FleetPlanner:
         """What hosts have to get from the controller, and which of it are files that lie here."""
         depots, nodes = self.params["depots"], self.params["nodes"]
         takers = {name: self.held[name] for name in depots or nodes if name in self.held}
-        wanted = staging.supply(artifacts, takers, here=self.blobs_here() if depots else None)
-        files, faults = local_files(wanted)
+        stored = self.blobs_here()
+        wanted = staging.supply(artifacts, takers, here=stored if depots else None)
+        files, faults = local_files(wanted, stored)
         self.note(faults)
         return {
             "artifacts": wanted,
@@ -265,7 +266,7 @@ class FleetPlanner:
         }
 
     def blobs_here(self) -> set[str]:
-        """The digests of what locking left in the controller's store."""
+        """The digests of what locking, or a bundle, left in the controller's store."""
         blobs = Path(self.params["store"]) / "blobs" / "sha256"
         return {path.name for path in blobs.iterdir()} if self.params["store"] and blobs.is_dir() else set()
 

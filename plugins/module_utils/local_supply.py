@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.staging import LOCAL
 
 
-def local_files(artifacts: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str], list[Fault]]:
-    """({digest: path}, faults) of the files of these artifacts that lie on the controller.
+def local_files(artifacts: Iterable[Mapping[str, Any]], stored: Collection[str] = ()) -> tuple[dict[str, str], list[Fault]]:
+    """({digest: path}, faults) of the files of these artifacts that lie on the controller, but for what its store has (`stored`).
 
     Their sizes are compared, their digests are not: whoever fetches a file does that, and reading all of them here would
     take as long as moving them.
@@ -26,6 +26,9 @@ def local_files(artifacts: Iterable[Mapping[str, Any]]) -> tuple[dict[str, str],
         if not artifact["source"].startswith(LOCAL):
             continue
         for file in artifact["files"]:
+            # A bundle may have brought it: on the other side of an air gap nothing lies where the source says.
+            if file["sha256"] in stored:
+                continue
             path, fault = _local_file(artifact, file)
             if fault:
                 faults.append(fault)

@@ -9,8 +9,8 @@ module: bundle_collections
 short_description: Brings collections into a bundle, as this controller has them
 version_added: 0.1.0
 description:
-  - Packs collections that are installed here, with all that they depend on, into archives that C(ansible-galaxy collection install) takes without
-    a network. So the other side runs exactly what this one runs. No server is asked.
+  - Packs collections that are installed here, with all that they depend on, into archives that C(ansible-galaxy collection install) takes
+    without a network. So the other side runs exactly what this one runs. No server is asked.
 options:
   bundle:
     description: Directory of the bundle.

@@ -86,7 +86,11 @@ images:
   type: list
   elements: dict
   returned: success
-  sample: [{"image": "ghcr.io/ggml-org/llama.cpp", "platform": "linux/amd64", "id": "sha256:…", "path": "images/llama.cpp-0123456789abcdef.tar"}]
+  sample:
+    - image: ghcr.io/ggml-org/llama.cpp
+      platform: linux/amd64
+      id: sha256:…
+      path: images/llama.cpp-0123456789abcdef.tar
 actions:
   description: What was or would be done.
   type: list

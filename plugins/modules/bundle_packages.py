@@ -25,7 +25,8 @@ options:
     required: true
   sets:
     description:
-      - Names of packages, also C(name=version), one list for each that is installed together. What is in different lists need not fit together.
+      - Names of packages, also C(name=version), one list for each that is installed together.
+      - What is in different lists need not fit together.
     type: list
     elements: list
     required: true

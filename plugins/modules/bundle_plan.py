@@ -40,7 +40,9 @@ options:
     type: dict
     default: {}
   select:
-    description: The models that are meant, each as C(name) or C(name@version). All of the catalog if empty. Without a version, all that are locked.
+    description:
+      - The models that are meant, each as C(name) or C(name@version). All of the catalog if empty.
+      - Without a version, all versions that are locked.
     type: list
     elements: str
     default: []

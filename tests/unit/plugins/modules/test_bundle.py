@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Bundles written, signed, carried, tampered with, verified and imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import blob_path
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.bundle_builders import LOCK, Writer, names
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.signature_builders import Authority, key, pem_of
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import BODY, digest
+
+OLD, NEW = b"the weights of 1.0.0", b"the weights of 1.1.0"
+IMAGE, DEB = "images/echo-0123.tar", "packages/debian-12-amd64/haproxy_2.6_amd64.deb"
+
+
+class Sides(Writer):
+    """Both sides of an air gap."""
+
+    def __init__(self, folder: Path, run_module) -> None:
+        super().__init__(folder, run_module)
+        self.private, self.public = key().write(folder)
+        self.into = folder / "imported"
+        self.signature: dict = {"key": str(self.public)}
+
+    def info(self, bundle: Path, **arguments) -> dict:
+        return self.run_module("bundle_info", **{"bundle": str(bundle), "signature": self.signature, "into": str(self.into), **arguments})
+
+    def take(self, bundle: Path, check_mode: bool = False) -> dict:
+        found = self.info(bundle)
+        assert "failed" not in found, found["msg"]
+        arguments = {"bundle": str(bundle), "manifest": found["manifest"], "into": str(self.into), "check_mode": check_mode}
+        taken = self.run_module("bundle_import", **arguments)
+        noted = self.run_module("bundle_import", note=True, **arguments)
+        return {"found": found, "changed": taken["changed"] or noted["changed"], "actions": taken["actions"]}
+
+
+@pytest.fixture
+def sides(tmp_path, run_module):
+    return Sides(tmp_path, run_module)
+
+
+@pytest.fixture
+def bundle(sides) -> Path:
+    return sides.write("first", {"tiny 1.0.0": {"tiny.gguf": OLD}}, {IMAGE: b"an image", DEB: BODY}, key=str(sides.private))
+
+
+def test_a_bundle_names_every_file_and_says_who_vouches_for_it(sides, bundle):
+    found = sides.info(bundle)
+    assert found["signer"] == key().fingerprint and found["bytes"] == len(OLD + LOCK + BODY + b"an image") and found["base"] == ""
+    (model,) = found["models"]
+    assert model["files"] == [{"path": "tiny.gguf", "size": len(OLD), "sha256": digest(OLD)}]
+    listed = json.loads((bundle / "manifest.json").read_text())["files"]
+    assert {each["path"]: each["kind"] for each in listed} == {
+        blob_path(digest(OLD)): "artifact", IMAGE: "image", DEB: "package", "models.lock.yml": "lockfile",
+    }
+
+
+def test_the_signature_is_one_that_model_signing_verifies(sides, bundle):
+    pytest.importorskip("model_signing")
+    command = [sys.executable, "-m", "model_signing", "verify", "key", "--signature", str(bundle / "manifest.json.sig")]
+    command += ["--public_key", str(sides.public), str(bundle / "manifest.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (bundle / "manifest.json").write_bytes((bundle / "manifest.json").read_bytes() + b"\n")
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+
+def test_a_second_run_keeps_manifest_and_signature(sides, bundle):
+    before = {name: (bundle / name).read_bytes() for name in names(bundle)}
+    arguments = {"bundle": str(bundle), "wanted": [blob_path(digest(OLD)), IMAGE, DEB, "models.lock.yml"], "key": str(sides.private)}
+    models = json.loads(before["manifest.json"])["models"]
+    assert sides.run_module("bundle_seal", models=models, **arguments)["changed"] is False
+    assert {name: (bundle / name).read_bytes() for name in names(bundle)} == before
+
+
+@pytest.mark.parametrize("spoil", ["flip", "cut", "remove", "link"])
+@pytest.mark.parametrize("path", [blob_path(digest(OLD)), DEB, "models.lock.yml"])
+def test_a_file_that_is_not_what_the_manifest_says_is_named(sides, bundle, path, spoil):
+    file = bundle / path
+    body = file.read_bytes()
+    if spoil == "flip":
+        file.write_bytes(bytes([body[0] ^ 1]) + body[1:])
+    elif spoil == "cut":
+        file.write_bytes(body[:-1])
+    else:
+        file.unlink()
+    if spoil == "link":
+        (bundle.parent / "elsewhere").write_bytes(body)
+        file.symlink_to(bundle.parent / "elsewhere")
+    refused = sides.info(bundle)
+    assert refused["failed"] and [fault["where"] for fault in refused["faults"]] == [str(file)]
+    assert not sides.into.exists()
+
+
+def test_all_faults_come_at_once(sides, bundle):
+    (bundle / "manifest.json.sig").unlink()
+    (bundle / IMAGE).unlink()
+    (bundle / DEB).write_bytes(b"other bytes")
+    said = sides.info(bundle)["msg"]
+    assert "not signed" in said and IMAGE in said and DEB in said
+
+
+def test_a_manifest_that_was_changed_is_refused_although_its_files_fit(sides, bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    forged = b"the weights of somebody else"
+    (bundle / IMAGE).write_bytes(forged)
+    for each in manifest["files"]:
+        if each["path"] == IMAGE:
+            each |= {"size": len(forged), "sha256": digest(forged)}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (fault,) = sides.info(bundle)["faults"]
+    assert "changed after it was signed" in fault["what"]
+    # Whoever takes it unsigned gets what is there.
+    assert "failed" not in sides.info(bundle, unsigned=True)
+
+
+def test_a_bundle_of_somebody_else_is_refused(sides):
+    other, _public = key("other").write(sides.folder, "other")
+    bundle = sides.write("theirs", {"tiny 1.0.0": {"tiny.gguf": OLD}}, key=str(other))
+    assert "another key signed it" in sides.info(bundle)["msg"]
+
+
+def test_nothing_is_trusted_unless_somebody_says_whom(sides, bundle):
+    assert "llm_fleet_bundle_signature" in sides.info(bundle, signature={})["msg"]
+    assert "llm_fleet_bundle_signature" in sides.info(bundle, signature={"key": str(sides.public), "ca": "/x"})["msg"]
+    gone = sides.info(bundle, signature={"key": str(sides.folder / "gone.pub")})
+    assert "gone.pub cannot be read: no such file" in gone["msg"]
+    unsigned = sides.write("unsigned", {"tiny 1.0.0": {"tiny.gguf": OLD}})
+    assert "the bundle is not signed" in sides.info(unsigned)["msg"]
+    assert sides.info(unsigned, unsigned=True)["signer"] == ""
+
+
+def test_a_certificate_of_the_right_name_vouches_too(sides):
+    authority, signer = Authority(), key("signer")
+    private, _public = signer.write(sides.folder, "signer")
+    (sides.folder / "chain.pem").write_text(pem_of(authority.issue(signer, "fleet", email="fleet@example.com")))
+    (sides.folder / "ca.pem").write_text(authority.pem)
+    options = {"key": str(private), "certificate": str(sides.folder / "chain.pem")}
+    bundle = sides.write("certified", {"tiny 1.0.0": {"tiny.gguf": OLD}}, **options)
+    ca = {"ca": str(sides.folder / "ca.pem")}
+    assert sides.info(bundle, signature={**ca, "identity": "fleet@example.com"})["signer"] == signer.fingerprint
+    assert "signed it, and not 'eve@example.com'" in sides.info(bundle, signature={**ca, "identity": "eve@example.com"})["msg"]
+
+
+def test_what_is_imported_is_what_the_manifest_names(sides, bundle):
+    (bundle / "images" / "stray.tar").write_bytes(b"nobody vouches for this")
+    told = sides.take(bundle, check_mode=True)
+    assert told["changed"] and not sides.into.exists()
+    assert sides.take(bundle)["actions"] == told["actions"]
+    # Files of models go to stores.
+    assert names(sides.into) == {"imported.json", "models.lock.yml", IMAGE, DEB}
+    assert (sides.into / DEB).read_bytes() == BODY
+    assert sides.take(bundle)["changed"] is False
+
+
+def test_an_import_takes_only_the_manifest_that_was_verified(sides, bundle):
+    wrong = sides.run_module("bundle_import", bundle=str(bundle), manifest=f"sha256:{'0' * 64}", into=str(sides.into))
+    assert wrong["failed"] and not sides.into.exists()
+
+
+def test_an_incremental_bundle_has_what_is_new_and_counts_on_the_rest(sides, bundle):
+    models = {"tiny 1.0.0": {"tiny.gguf": OLD}, "tiny 1.1.0": {"tiny.gguf": NEW}}
+    changed = {IMAGE: b"an image", DEB: BODY, "images/echo-4567.tar": b"another image"}
+    more = sides.write("second", models, changed, key=str(sides.private), base=str(bundle / "manifest.json"))
+    assert names(more) == {"manifest.json", "manifest.json.sig", blob_path(digest(NEW)), "images/echo-4567.tar"}
+    sides.take(bundle)
+    found = sides.take(more)["found"]
+    assert {model["version"] for model in found["models"]} == {"1.0.0", "1.1.0"} and found["base"] != ""
+    assert {IMAGE, DEB, "images/echo-4567.tar"} <= names(sides.into)
+    # A third one may go on from the second, which has not all of it.
+    third = sides.write("third", models, {**changed, "wheels/a.whl": b"a"}, key=str(sides.private), base=str(more))
+    assert names(third) == {"manifest.json", "manifest.json.sig", "wheels/a.whl"} and sides.take(third)["changed"]
+
+
+def test_an_incremental_bundle_without_its_base_names_what_lacks(sides, bundle):
+    models = {"tiny 1.0.0": {"tiny.gguf": OLD}, "tiny 1.1.0": {"tiny.gguf": NEW}}
+    more = sides.write("second", models, {IMAGE: b"an image", DEB: BODY}, key=str(sides.private), base=str(bundle))
+    refused = sides.info(more)
+    assert {path for path in (IMAGE, DEB, "models.lock.yml", blob_path(digest(OLD))) if path in refused["msg"]} == {
+        IMAGE, DEB, "models.lock.yml", blob_path(digest(OLD)),
+    }
+    assert "import the bundle first" in refused["msg"] and not sides.into.exists()
+    sides.take(bundle)
+    (sides.into / IMAGE).unlink()
+    assert [fault["what"] for fault in sides.info(more)["faults"]] == [
+        f"this bundle counts on {IMAGE}, which an earlier one was to bring"
+    ]
+
+
+def test_what_was_to_be_in_the_bundle_and_is_not_is_a_fault(sides):
+    refused = sides.run_module("bundle_seal", bundle=str(sides.folder / "empty"), wanted=["models.lock.yml", IMAGE])
+    assert [Path(fault["where"]).name for fault in refused["faults"]] == [Path(IMAGE).name, "models.lock.yml"]
+    assert not (sides.folder / "empty" / "manifest.json").exists()
+
+
+def test_a_bundle_that_changes_loses_its_signature(sides, bundle):
+    sides.write("first", {"tiny 1.0.0": {"tiny.gguf": NEW}})
+    assert not (bundle / "manifest.json.sig").exists() and "not signed" in sides.info(bundle)["msg"]
+
+
+def test_no_message_shows_the_key_or_its_password(sides):
+    locked = key("locked")
+    private, _public = type(locked)(password="open sesame").write(sides.folder, "locked")
+    arguments = {"bundle": str(sides.folder), "wanted": [], "key": str(private)}
+    (sides.folder / "wrong").write_text("guess\n")
+    for more in ({}, {"password": "not that one"}, {"password_file": str(sides.folder / "wrong")}):
+        refused = json.dumps(sides.run_module("bundle_seal", **arguments, **more))
+        assert "sign_key" in refused and "not that one" not in refused and "guess" not in refused and "BEGIN" not in refused
+    (sides.folder / "right").write_text("open sesame\n")
+    assert "failed" not in sides.run_module("bundle_seal", **arguments, password_file=str(sides.folder / "right"))
+
+
+def test_a_disk_that_goes_bad_while_it_is_read_leaves_nothing_wrong(sides, bundle):
+    found = sides.info(bundle)
+    body = (bundle / DEB).read_bytes()
+    (bundle / DEB).write_bytes(body[:-1] + b"?")
+    refused = sides.run_module("bundle_import", bundle=str(bundle), manifest=found["manifest"], into=str(sides.into))
+    assert refused["failed"] and "changed while it was read" in refused["msg"] and DEB not in names(sides.into)
+
+
+def test_a_record_that_cannot_be_read_is_no_fresh_start(sides, bundle):
+    sides.take(bundle)
+    (sides.into / "imported.json").write_text("{")
+    assert "imported.json" in sides.info(bundle)["msg"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_named(sides, bundle):
+    (bundle / DEB).chmod(0)
+    assert "permission denied" in sides.info(bundle)["msg"]
+
+
+def test_a_copied_bundle_is_the_same(sides, bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "stick")
+    assert sides.take(tmp_path / "stick")["found"]["manifest"] == sides.info(bundle)["manifest"]

@@ -62,7 +62,7 @@ images-bench: setup
 	@$(PYTHON) testbed/images.py debian12-warm llamacpp upstream
 
 .PHONY: demo demo-rollout demo-upgrade demo-down
-demo: setup ## Start a fleet on this machine and ask it a question
+demo: setup ## Start a fleet on this machine and ask it a question (DISTRIBUTION=p2p: nodes bring files to each other)
 	@echo "▸ Images and virtual environment"
 	@$(MAKE) -j2 venv images
 	@$(BIN)/python testbed/demo.py

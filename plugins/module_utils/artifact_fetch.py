@@ -261,7 +261,7 @@ class _Download:
     def _give_up(self) -> None:
         """Say what every place said; bytes that are wrong weigh more than bytes that did not come."""
         worst = next((error for error in self.errors if "expected" in error.details), self.errors[-1])
-        if self.part.position == 0:
+        if self.part.position == 0 and not self.part.present:
             self.part.discard()
         what, where, fix = worst.fault
         if len(self.errors) > 1:

@@ -41,7 +41,7 @@ class SwarmHost:
         self.settings: dict = {}
         self.peer = Peer(self.folder / "s", timeout=20)
 
-    def start(self, **settings) -> SwarmHost:
+    def start(self, wait: float = 20, **settings) -> SwarmHost:
         self.settings = {**self.settings, **settings}
         config = {
             "address": self.address, "port": PORT, "socket": self.peer.path, "state": str(self.folder / "state"),
@@ -50,7 +50,7 @@ class SwarmHost:
         (self.folder / "config").write_text(json.dumps(config))
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen([PYTHON, "-I", str(PROGRAM), str(self.folder / "config")], stdout=log, stderr=log)
-        self.peer.wait(20)
+        self.peer.wait(wait)
         return self
 
     def meet(self, *others: SwarmHost, lease: str = "test") -> SwarmHost:

@@ -14,7 +14,7 @@ import sys
 
 from control import Control
 from program import Program
-from swarm import Swarm
+from swarm import Swarm, Trouble
 
 TICK = 0.25  # seconds
 
@@ -26,7 +26,11 @@ def main() -> int:
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     if credentials:
         config = {**config, "cert": f"{credentials}/peer.pem", "key": f"{credentials}/peer.key"}
-    program = Program(config, Swarm(config))
+    try:
+        program = Program(config, Swarm(config))
+    except Trouble as trouble:
+        print(trouble, flush=True)
+        return 1
 
     def end(_signal, _frame) -> None:
         program.ended = True

@@ -16,11 +16,14 @@ from pathlib import Path
 import libtorrent as lt
 
 DIAL = 5.0  # seconds between two calls to peers that are not connected: libtorrent forgets those that failed
+LISTEN = 10.0  # seconds
 FLUSH = 30.0  # seconds within which what has arrived gets to the disk, or something is wrong with that
 
 # docs/distribution.md says what was measured, and which of these mattered.
 SETTINGS = {
     "user_agent": "llm_fleet",
+    "listen_system_port_fallback": False,
+    "max_retry_port_bind": 0,
     "enable_dht": False,
     "enable_lsd": False,
     "enable_upnp": False,
@@ -123,9 +126,21 @@ class Swarm:
         for first, last in (("0.0.0.0", "255.255.255.255"), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")):
             everybody.add_rule(first, last, 1 << lt.session.global_peer_class_id)
         self.session.set_peer_class_filter(everybody)
+        self._wait_until_listening(f"{address}:{config['port']}")
         self.contents: dict[str, Content] = {}
         self.peers: set[tuple[str, int]] = set()
         self.alerts: list = []
+
+    def _wait_until_listening(self, where: str) -> None:
+        deadline, said = time.monotonic() + LISTEN, ""
+        while time.monotonic() < deadline and not said:
+            self.session.wait_for_alert(200)
+            for alert in self.session.pop_alerts():
+                if isinstance(alert, lt.listen_succeeded_alert):
+                    return
+                if isinstance(alert, lt.listen_failed_alert):
+                    said = alert.message()
+        raise Trouble(f"cannot listen at {where}: {said or 'no answer'}")
 
     # What is asked
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -405,3 +406,54 @@ def test_a_slow_limit_reads_in_small_pieces_and_brings_the_same(server, download
         Fetcher([Places(f"{server.url}/f")], limiter).fetch(ARTIFACT, FILE, part)
     assert download.part.read_bytes() == BODY
     assert sum(1 for _ in slept) >= 16 and limiter.piece == 1 << 17
+
+
+def test_of_a_part_with_holes_only_the_holes_are_asked_for(server, download):
+    """Peers have brought some of it, in their own order."""
+    server.add("/f", BODY)
+    third, end = len(BODY) // 3, len(BODY)
+    present = [(third, 2 * third)]
+    content = bytearray(end)
+    content[third : 2 * third] = BODY[third : 2 * third]
+    download.part.write_bytes(content)
+    download.part.with_suffix(".have").write_text(json.dumps(present))
+    moved = download.run()
+    assert moved == end - third and download.counted == end - third
+    assert download.server.ranges_asked() == [f"bytes=0-{third - 1}", f"bytes={2 * third}-"]
+    assert download.left_behind() == [download.part.name] and download.part.read_bytes() == BODY
+
+
+def test_holes_at_the_end_and_a_server_without_ranges(server, download):
+    server.add("/f", BODY, ranges=False)
+    download.part.write_bytes(BODY)
+    download.part.with_suffix(".have").write_text(json.dumps([[1000, 2000]]))
+    assert download.run() == len(BODY)
+    assert download.part.read_bytes() == BODY
+
+
+def test_what_a_part_claims_to_have_and_has_not_is_brought_again(server, download):
+    server.add("/f", BODY)
+    content = bytearray(BODY)
+    content[5000] ^= 1
+    download.part.write_bytes(content)
+    download.part.with_suffix(".have").write_text(json.dumps([[0, len(BODY)]]))
+    assert download.run() == len(BODY) and download.part.read_bytes() == BODY
+
+
+@pytest.mark.parametrize("note", ["", "{", "[1]", "[[5, 2]]", "[[0, 99999999]]", '[["a", 2]]', "[[0, 10], [5, 20]]"])
+def test_a_note_that_makes_no_sense_claims_nothing_wrong(server, download, note):
+    server.add("/f", BODY)
+    download.part.write_bytes(bytes(len(BODY)))
+    download.part.with_suffix(".have").write_text(note)
+    download.run()
+    assert download.part.read_bytes() == BODY
+
+
+def test_what_peers_brought_stays_where_no_server_has_the_rest(server, download):
+    download.part.write_bytes(BODY)
+    note = download.part.with_suffix(".have")
+    note.write_text(json.dumps([[1000, 2000]]))
+    download.fails(retries=0)
+    assert download.part.exists() and json.loads(note.read_text()) == [[1000, 2000]]
+    server.add("/f", BODY)
+    assert download.run() == len(BODY) - 1000

@@ -169,6 +169,15 @@ def test_where_there_are_depots_one_has_to_answer():
     assert "d1, d2" in only(preflight.check_depots(["d2", "d1"], [])).what
 
 
+def test_peers_need_a_depot_and_a_port_of_their_own():
+    assert preflight.check_distribution("http", 1, [], [20000, 29999]) == []
+    assert preflight.check_distribution("p2p", 8446, ["d1"], [20000, 29999]) == []
+    faults = preflight.check_distribution("p2p", 20000, [], [20000, 29999])
+    assert [fault.where for fault in faults] == ["llm_fleet_distribution", "llm_fleet_peer_port"]
+    assert "group `depots`" in faults[0].what and "20000 to 29999" in faults[1].what
+    assert only(preflight.check_distribution("p2p", 443, ["d1"], [])).where == "llm_fleet_peer_port"
+
+
 def placed(**rules) -> dict:
     return {"name": "tiny", "placement": {"labels": {}, "spread": None, **rules}}
 

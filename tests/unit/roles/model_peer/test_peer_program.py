@@ -168,3 +168,14 @@ def test_what_makes_no_sense_is_refused_and_it_goes_on(swarm, request_, said):
     with pytest.raises(PeerRefused, match=said):
         host.peer.ask(request_.pop("do"), **request_)
     assert host.peer.overview()["contents"] == {}
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "taken"])
+def test_where_it_cannot_listen_it_says_so_and_ends(swarm, address):
+    host, other = swarm.add(2)
+    other.stop()
+    other.address = host.address if address == "taken" else address
+    with pytest.raises(PeerGone):
+        other.start(wait=3)
+    assert other.process.wait(20) == 1
+    assert f"cannot listen at {other.address}:8446" in (other.folder / "log").read_text()

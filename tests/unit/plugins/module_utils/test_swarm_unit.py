@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""When the peer program is started and ended, and what is said where it does not run."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import swarm_unit
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import PeerGone
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_unit import PeerUnit
+
+
+class Host:
+    """systemd, and a program that answers while its unit runs."""
+
+    def __init__(self, folder) -> None:
+        self.running = False
+        self.starts = True
+        self.leases: dict[str, list] = {}
+        self.said: list[str] = []
+        self.path = folder / "run" / "peer.service"
+        self.settings = folder / "peer.json"
+        self.unit = PeerUnit(self.path, self.settings, self, self.command, folder / "lock")
+
+    def command(self, arguments: list[str]) -> tuple[int, str, str]:
+        if arguments[0] == "journalctl":
+            return 0, "listen: address not available\n", ""
+        self.said.append(" ".join(arguments[1:]))
+        if arguments[1] == "start":
+            self.running = self.starts
+        elif arguments[1] == "stop":
+            self.running, self.leases = False, {}
+        return 0, "", ""
+
+    def _answer(self) -> None:
+        if not self.running:
+            raise PeerGone("no socket")
+
+    def overview(self) -> dict:
+        self._answer()
+        return {"leases": sorted(self.leases), "contents": {}}
+
+    def wait(self, _seconds: float) -> None:
+        self._answer()
+
+    def join(self, lease: str, peers: list) -> None:
+        self._answer()
+        self.leases[lease] = peers
+
+    def leave(self, lease: str) -> int:
+        self._answer()
+        self.leases.pop(lease, None)
+        self.running = bool(self.leases)
+        return len(self.leases)
+
+    def enter(self, lease: str, text: str = "unit", **settings) -> bool:
+        return self.unit.join(lease, [("10.0.0.1", 8446)], text, settings)
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)
+
+
+def test_the_first_run_starts_it_and_the_last_one_ends_it(host):
+    assert host.enter("one") and host.path.read_text() == "unit" and host.leases == {"one": [("10.0.0.1", 8446)]}
+    assert not host.enter("two")
+    assert host.said.count("start peer.service") == 1
+    assert not host.unit.leave("one") and host.path.exists() and host.running
+    assert host.unit.leave("two")
+    assert not host.path.exists() and not host.settings.exists() and host.said[-1] == "daemon-reload"
+
+
+def test_other_settings_wait_for_the_runs_that_are_there(host):
+    host.enter("one", port=1)
+    assert not host.enter("two", port=2) and '"port": 1' in host.settings.read_text()
+    host.leases.clear()
+    assert host.enter("three", port=2) and '"port": 2' in host.settings.read_text()
+
+
+def test_one_that_ended_by_itself_is_started_again_and_tidied_up_after(host):
+    host.enter("one")
+    host.running = False
+    assert host.enter("two") and host.running
+    host.running = False
+    assert host.unit.leave("two") and not host.path.exists()
+    assert not host.unit.leave("two")  # nothing is left to do
+
+
+def test_one_that_does_not_start_is_told_with_its_last_words(host, monkeypatch):
+    monkeypatch.setattr(swarm_unit, "START", 0)
+    host.starts = False
+    with pytest.raises(ArtifactError) as caught:
+        host.enter("one")
+    what, where, fix = caught.value.fault
+    assert "does not run" in what and "address not available" in what and where == "peer.service" and "journalctl" in fix

@@ -179,3 +179,13 @@ def test_where_it_cannot_listen_it_says_so_and_ends(swarm, address):
         other.start(wait=3)
     assert other.process.wait(20) == 1
     assert f"cannot listen at {other.address}:8446" in (other.folder / "log").read_text()
+
+
+@pytest.mark.parametrize("without", [b"8:ssl-cert", b"7:privatei1e"])
+def test_a_torrent_that_is_open_to_others_is_refused(swarm, without):
+    (host,) = swarm.add(1)
+    torrent = swarm.torrent(BODY)
+    assert without in torrent
+    # A key of the same length, which nobody knows, takes its place.
+    with pytest.raises(PeerRefused, match="only private torrents"):
+        host.want(DIGEST, torrent.replace(without, without.replace(b"ssl-cert", b"ssl-nope").replace(b"private", b"prifate")))

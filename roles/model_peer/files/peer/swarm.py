@@ -15,7 +15,10 @@ from pathlib import Path
 
 import libtorrent as lt
 
-DIAL = 5.0  # seconds between two calls to peers that are not connected: libtorrent forgets those that failed
+# Seconds between two calls to peers that are not connected, later and at first: libtorrent forgets those that failed.
+DIAL, DIAL_FIRST = 5.0, 1.0
+AT_FIRST = 60.0  # seconds
+TURN = 0.5  # seconds by which one of two hosts waits for the other to dial: where both do at once, both connections are closed
 LISTEN = 10.0  # seconds
 FLUSH = 30.0  # seconds within which what has arrived gets to the disk, or something is wrong with that
 
@@ -45,7 +48,7 @@ SETTINGS = {
     "request_timeout": 30,
     "peer_timeout": 20,
     "peer_connect_timeout": 5,
-    "min_reconnect_time": 5,
+    "min_reconnect_time": 1,
     "max_failcount": 100000,
     "connection_speed": 500,
     "smooth_connects": False,
@@ -71,7 +74,8 @@ class Content:
         self.size = size
         self.error = ""
         self.errno = 0
-        self.dialled = 0.0
+        self.begun = time.monotonic()
+        self.next_dial = 0.0
 
     def status(self) -> dict:
         status = self.handle.status()
@@ -168,8 +172,8 @@ class Swarm:
         files = info.files()
         # What fills up the last piece is a file too, for libtorrent.
         real = [index for index in range(files.num_files()) if not files.file_flags(index) & lt.file_flags_t.flag_pad_file]
-        if real != [0] or not info.priv() or info.info_hashes().has_v1():
-            raise Trouble("only private torrents of one file are taken, of BitTorrent v2")
+        if real != [0] or not info.priv() or info.info_hashes().has_v1() or not info.ssl_cert():
+            raise Trouble("only private torrents of one file are taken, of BitTorrent v2, that say whose certificates hold")
         params = lt.add_torrent_params()
         params.ti = info
         params.save_path = os.path.dirname(path)
@@ -211,14 +215,19 @@ class Swarm:
     def watch(self) -> None:
         """Dial who is not connected, and note what went wrong."""
         self._listen(self.session.pop_alerts())
-        now = time.monotonic()
         for content in self.contents.values():
-            if now - content.dialled >= DIAL:
-                content.dialled = now
-                connected = {peer.ip[0] for peer in content.handle.get_peer_info()}
-                for address, port in self.peers:
-                    if address not in connected:
-                        content.handle.connect_peer((address, port))
+            self._dial(content, time.monotonic())
+
+    def _dial(self, content: Content, now: float) -> None:
+        """Whoever lacks something dials. One that has all of it only answers."""
+        if now < content.next_dial or content.handle.status().is_seeding:
+            return
+        age = now - content.begun
+        content.next_dial = now + (TURN if age < TURN else DIAL_FIRST if age < AT_FIRST else DIAL)
+        connected = {peer.ip[0] for peer in content.handle.get_peer_info()}
+        for address, port in self.peers:
+            if address not in connected and (self.config["address"] < address or age >= TURN):
+                content.handle.connect_peer((address, port))
 
     def moved(self) -> int:
         """Bytes that came or went since this program began."""

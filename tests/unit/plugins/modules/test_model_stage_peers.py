@@ -118,7 +118,7 @@ def test_what_peers_do_not_bring_comes_from_the_depot_and_only_that(fleet):
     result = ended(run)
     assert result.get("changed"), result
     assert tree_of(fleet.store(node)) == FILES and result["bytes_from_peers"] > len(BODY) / 4
-    assert result["bytes_moved"] < len(BODY) + 4 * PIECE
+    assert result["bytes_moved"] < 1.5 * len(BODY)  # pieces that were on their way when the seed went are brought again
     assert fleet.over_http(BODY) and None not in fleet.over_http(BODY)
     # By now it hands on what came that way, too.
     assert node.peer.status(digest(BODY))["state"] == "here"

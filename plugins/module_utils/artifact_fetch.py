@@ -80,6 +80,7 @@ class Fetcher:
         self.origins = list(origins)
         self.limiter = limiter or Limiter()
         self.from_peers = 0  # of the bytes that were brought
+        self.troubles: list[str] = []  # why something came over HTTP although peers were asked
         self.advance = advance or (lambda _count: None)
         self.hashing = ThreadPoolExecutor(1, "hashing")
         self._buffers = [memoryview(bytearray(self.limiter.piece)) for _buffer in range(2)]

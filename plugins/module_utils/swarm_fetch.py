@@ -123,12 +123,15 @@ class _Bringing:
                 # The pieces that were here before were taken on trust: one of them is wrong. All are read, and that one comes again.
                 if attempt == 0:
                     self.peer.recheck(self.file.sha256)
+            self._trouble("what peers brought is wrong, twice")
             self._drop()
             self.part.begin(self.fetcher.hashing, self.fetcher.advance)
             self.part.restart()
-        except PeerRefused:
+        except PeerRefused as error:
+            self._trouble(str(error))
             self._drop()
-        except PeerGone:
+        except PeerGone as error:
+            self._trouble(str(error))
             self._count(sum(end - begin for begin, end in self.part.held()))
         return False
 
@@ -154,6 +157,7 @@ class _Bringing:
             except (PeerGone, PeerRefused):
                 # It was started anew and knows nothing of this: it goes on with what is on the disk.
                 if now - moved > self.fetcher.patience:
+                    self._trouble("the peer program of this host went away, and did not come back")
                     self._drop()
                     return False
                 self.earlier = self.received
@@ -169,6 +173,7 @@ class _Bringing:
             if (status["done"], status["received"]) != (before, last) or status["state"] == "checking":
                 before, last, moved = status["done"], status["received"], now
             elif now - moved > self.fetcher.patience * (COMPLETE if status["copies"] >= 1 else 1):
+                self._trouble(f"{status['peers']} peers brought nothing for {now - moved:.0f} seconds")
                 self._drop()
                 return False
             self.fetcher.pause(LOOK)
@@ -180,7 +185,11 @@ class _Bringing:
             self.part.discard()
             error = OSError(status["errno"], os.strerror(status["errno"]))
             raise ArtifactError.from_os_error(error, self.part.path.parent)
+        self._trouble(f"the peer program of this host could not write: {status['trouble']}")
         self._drop()
+
+    def _trouble(self, why: str) -> None:
+        self.fetcher.troubles.append(f"{self.file.path}: {why}")
 
     def _drop(self) -> None:
         with contextlib.suppress(PeerGone, PeerRefused):

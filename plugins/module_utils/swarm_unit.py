@@ -63,6 +63,10 @@ class PeerUnit:
             self._systemctl("stop", self.unit.name)
             self.unit.unlink(missing_ok=True)
             self.settings.unlink(missing_ok=True)
+            # systemd removes the directory of a user that was made for the unit, and leaves the link to it.
+            link = Path(self.peer.path).parent
+            if link.is_symlink() and not link.exists():
+                link.unlink()
             self._systemctl("daemon-reload")
             return True
 

@@ -105,6 +105,12 @@ bytes_from_peers:
   type: int
   returned: success
   sample: 0
+peer_troubles:
+  description: Why files came from the suppliers in spite of O(peer), a sentence each. They are warnings, too.
+  type: list
+  elements: str
+  returned: success
+  sample: ["tiny.gguf: 2 peers brought nothing for 30 seconds"]
 artifacts:
   description: The same for each artifact. A content that several of them have is counted once, for the first.
   type: list
@@ -201,13 +207,13 @@ class ModelStage:
     def run(self) -> dict:
         """Bring everything and return the result."""
         self.verify()
-        from_peers = 0
+        from_peers, troubles = 0, []
         if self.check_mode:
             surveys = self.staging.look()
         else:
             fetcher = self.fetcher()
             surveys = self.staging.run(fetcher)
-            from_peers = fetcher.from_peers
+            from_peers, troubles = fetcher.from_peers, fetcher.troubles
         done = list(zip(self.artifacts, surveys))
         kept = self.keep_signatures()
         return {
@@ -215,6 +221,7 @@ class ModelStage:
             "actions": [f"{artifact.title}: {action}" for artifact, found in done for action in found.actions] + kept,
             "bytes_moved": sum(found.bytes_moved for found in surveys),
             "bytes_from_peers": from_peers,
+            "peer_troubles": troubles,
             "artifacts": [
                 {
                     "model": artifact.model,
@@ -272,7 +279,14 @@ def main() -> None:
         required_by={"peer": ["ca_path"]},
         supports_check_mode=True,
     )
-    answer(module, lambda: ModelStage(module.params, read_sources(module), module.check_mode).run())
+
+    def bring() -> dict:
+        result = ModelStage(module.params, read_sources(module), module.check_mode).run()
+        for trouble in result["peer_troubles"]:
+            module.warn(f"From the suppliers instead of peers: {trouble}")
+        return result
+
+    answer(module, bring)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_nodes_bring_each_other_what_the_depot_has_and_nothing_stays(operator, o
     done = operator.stage(models, *P2P)
     for host in fleet.hosts("gpu_nodes"):
         assert stores.trees(host)["shared/1.0.0/shared.gguf"] == sha256
-        assert from_depot(stores, sha256, host, began) == 0, "it came over HTTP"
+        assert from_depot(stores, sha256, host, began) == 0, said(done)[-3000:]
     assert "MiB" in said(done)
     for host in (*fleet.hosts("gpu_nodes"), *fleet.hosts("depots")):
         assert peers.there(host) == [], host
@@ -59,7 +59,7 @@ def test_while_it_runs_the_program_is_shut_in(operator, outside, fleet, bare, pe
     user = fleet.shell("gpu1", f"ps -o user= -p $(systemctl show -p MainPID --value {UNIT})")
     assert user not in ("", "root")
     # Only root asks; a part that is on its way is nobody else's to read.
-    assert fleet.shell("gpu1", f"stat -c '%a' /run/llm_fleet_peer {STORE}/incoming/{sha256}.part").split() == ["700", "600"]
+    assert fleet.shell("gpu1", f"stat -L -c '%a' /run/llm_fleet_peer {STORE}/incoming/{sha256}.part").split() == ["700", "600"]
     assert "peer.key" not in fleet.shell("gpu1", f"ls -l /proc/$(systemctl show -p MainPID --value {UNIT})/root/run 2>/dev/null || true")
     assert fleet.shell("gpu1", f"systemctl show -p ProtectSystem --value {UNIT}") == "strict"
     assert run.wait(timeout=240) == 0, output.read_text()[-3000:]

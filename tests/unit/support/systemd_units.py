@@ -3,14 +3,13 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """Stands for systemctl where a test has units and no systemd: starts and ends what ExecStart says.
 
-It knows start, stop and LoadCredential, and neither users, sandboxes nor restarts. Units are looked for in $UNITS_DIR.
+It knows start, stop, ExecStartPre and RuntimeDirectory, and neither users, sandboxes nor restarts. Units are looked for in $UNITS_DIR.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +21,14 @@ UNITS = Path(os.environ.get("UNITS_DIR", "/nonexistent"))
 
 def start(unit: str) -> int:
     text = (UNITS / unit).read_text()
-    credentials = UNITS / f"{unit}.credentials"
-    credentials.mkdir(exist_ok=True)
-    for name, path in re.findall(r"^LoadCredential=([^:]+):(.+)$", text, re.MULTILINE):
-        shutil.copy(path, credentials / name)
+    directory = UNITS / f"{unit}.run"
+    directory.mkdir(exist_ok=True)
+    place = "%t/" + re.search(r"^RuntimeDirectory=(.+)$", text, re.MULTILINE)[1]
+    for before in re.findall(r"^ExecStartPre=\+(.+)$", text, re.MULTILINE):
+        subprocess.run(before.replace(place, str(directory)).split(), check=True)
     command = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)[1].split()
     log = (UNITS / f"{unit}.log").open("a")
-    environment = {**os.environ, "CREDENTIALS_DIRECTORY": str(credentials)}
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(directory)}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
     (UNITS / f"{unit}.pid").write_text(str(process.pid))
     return 0

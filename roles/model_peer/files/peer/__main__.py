@@ -22,10 +22,10 @@ TICK = 0.25  # seconds
 def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as handle:
         config = json.load(handle)
-    # systemd hands certificate and key to this program only, and they are nowhere else where it could read them.
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials:
-        config = {**config, "cert": f"{credentials}/peer.pem", "key": f"{credentials}/peer.key"}
+    # The unit lays certificate and key where nobody else comes; elsewhere this program could not read them.
+    directory = os.environ.get("RUNTIME_DIRECTORY")
+    if directory:
+        config = {**config, "cert": f"{directory}/peer.pem", "key": f"{directory}/peer.key"}
     try:
         program = Program(config, Swarm(config))
     except Trouble as trouble:

@@ -42,17 +42,17 @@ GOAL = 1.3
 class Bench:
     """A depot, the most hosts that there are, and a file."""
 
-    def __init__(self, net: ShapedNet, folder: Path, size: int, settings: dict) -> None:
+    def __init__(self, net: ShapedNet, folder: Path, sizes: dict[str, int], settings: dict) -> None:
         self.net = net
         self.folder = folder
-        self.size = size
         self.settings = settings
         self.ca = FleetCa(folder)
-        self.artifact = self._fill_depot()
+        by_size = {size: self._fill_depot(size) for size in set(sizes.values())}
+        self.artifacts = {method: by_size[size] for method, size in sizes.items()}
 
-    def _fill_depot(self) -> Artifact:
-        body = folder_file(self.folder / "model", self.size)
-        artifact = Artifact.parse("bench", "1.0.0", "", [{"path": "model", "size": self.size, "sha256": body}])
+    def _fill_depot(self, size: int) -> Artifact:
+        body = folder_file(self.folder / "model", size)
+        artifact = Artifact.parse("bench", "1.0.0", "", [{"path": "model", "size": size, "sha256": body}])
         store = Store(self.folder / "depot")
         store.prepare()
         blob = store.blob(artifact.files[0])
@@ -60,12 +60,13 @@ class Bench:
         store.marks.set(body, blob.stat())
         begun = time.monotonic()
         Offer(store, [artifact], Path(self.ca.pem).read_bytes()).run(None)
-        say(f"the torrent of {self.size / MIB:.0f} MiB was made in {time.monotonic() - begun:.1f} s, once")
+        say(f"the torrent of {size / MIB:.0f} MiB was made in {time.monotonic() - begun:.1f} s, once")
         return artifact
 
     def measure(self, method: str, hosts: int) -> dict:
         """Seconds until the last host has verified, beside size/rate; and how often the depot sent the file."""
-        root = self.folder / f"{method}-{hosts}"
+        root, artifact = self.folder / f"{method}-{hosts}", self.artifacts[method]
+        size = artifact.files[0].size
         root.mkdir()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._depot())
@@ -74,7 +75,7 @@ class Bench:
                 everybody = [(self.net.address(host), PORT) for host in peers]
                 for host, peer in peers.items():
                     peer.join("bench", [each for number, each in enumerate(everybody) if number != host])
-                Offer(Store(self.folder / "depot"), [self.artifact], Path(self.ca.pem).read_bytes()).run(peers[DEPOT])
+                Offer(Store(self.folder / "depot"), [artifact], Path(self.ca.pem).read_bytes()).run(peers[DEPOT])
             stages = [stack.enter_context(self._stage(root, host, method)) for host in range(1, hosts + 1)]
             for stage in stages:
                 if stage.stdout.readline() != "ready\n":
@@ -87,17 +88,18 @@ class Bench:
             sent = self.net.sent(DEPOT) - before
         for host in range(1, hosts + 1):
             found = (root / str(host) / "models/bench/1.0.0/model").stat().st_size
-            if found != self.size:
+            if found != size:
                 raise BenchError(f"host {host} has {found} bytes")
         shutil.rmtree(root)
         took = max(each["ended"] for each in ended) - begun
         return {
             "method": method,
             "hosts": hosts,
-            "ratio": round(took / (self.size * 8 / self.net.mbit / 1e6), 3),
-            "mirror_copies": round(sent / self.size, 3),
+            "ratio": round(took / (size * 8 / self.net.mbit / 1e6), 3),
+            "mirror_copies": round(sent / size, 3),
             "seconds": round(took, 1),
-            "from_peers": round(sum(each["from_peers"] for each in ended) / self.size / hosts, 3),
+            "mib": size // MIB,
+            "from_peers": round(sum(each["from_peers"] for each in ended) / size / hosts, 3),
         }
 
     @staticmethod
@@ -156,7 +158,7 @@ class Bench:
 
     def _stage(self, root: Path, host: int, method: str) -> contextlib.AbstractContextManager:
         certificate, key = self._pair(host)
-        file = self.artifact.files[0]
+        file = self.artifacts[method].files[0]
         params = {
             "store": str(root / str(host)), "owner": None, "group": None, "link": True, "reserve": 0, "lock_timeout": 3600, "run": None,
             "artifacts": [{"model": "bench", "version": "1.0.0", "source": "", "files": [file.as_dict()], "signature": None}],
@@ -183,22 +185,23 @@ def bench() -> None:
     cli.add_argument("--hosts", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="how many hosts get the file")
     cli.add_argument("--methods", nargs="+", choices=["http", "p2p"], default=["http", "p2p"])
     cli.add_argument("--mib", type=int, default=200, help="size of the file")
+    cli.add_argument("--http-mib", type=int, default=25, help="the same over HTTP, whose time is as size times hosts")
     cli.add_argument("--mbit", type=float, default=25, help="rate of every link, both ways")
     cli.add_argument("--rounds", type=int, default=1, help="how often all of it is measured")
     cli.add_argument("--settings", type=json.loads, default={}, help="settings of libtorrent in place of the role's own, in JSON")
     cli.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where stores lie: disks are not what is measured")
     options = cli.parse_args()
-    size = options.mib * MIB
+    sizes = {"http": options.http_mib * MIB, "p2p": options.mib * MIB}
     rows = []
     with tempfile.TemporaryDirectory(prefix="llmf", dir=options.folder) as name, shaped_net(max(options.hosts) + 1, options.mbit) as net:
-        measured = Bench(net, Path(name), size, options.settings)
+        measured = Bench(net, Path(name), sizes, options.settings)
         for number in range(options.rounds):
             for hosts in options.hosts:
                 for method in options.methods:
                     rows.append({**measured.measure(method, hosts), "round": number + 1})
                     row = rows[-1]
                     say(f"{method} to {hosts}: {row['seconds']} s, ratio {row['ratio']}, {row['mirror_copies']} copies from the depot")
-    ideal = size * 8 / options.mbit / 1e6
+    ideal, ideal_http = (sizes[method] * 8 / options.mbit / 1e6 for method in ("p2p", "http"))
     version = run(SYSTEM_PYTHON, "-c", "import libtorrent; print(libtorrent.version)").strip()
     report(
         "distribution",
@@ -206,11 +209,12 @@ def bench() -> None:
         rows,
         {"libtorrent": version},
         [
-            f"{options.mib} MiB over links of {options.mbit:g} Mbit/s, both ways, shaped: size/rate is {ideal:.0f} s",
+            f"{options.mib} MiB with peers and {options.http_mib} MiB over HTTP, on links of {options.mbit:g} Mbit/s both ways, shaped:"
+            f" size/rate is {ideal:.0f} s and {ideal_http:.0f} s",
             "ratio: until the last host has verified files, beside size/rate; headers count as time, so 1.05 is what one host takes",
             "mirror copies: all bytes that the depot sent, headers included, beside the size",
         ],
-        {"mbit": options.mbit, "size_mib": options.mib, "ideal_seconds": round(ideal, 1)},
+        {"mbit": options.mbit, "size_mib": options.mib, "http_size_mib": options.http_mib, "ideal_seconds": round(ideal, 1)},
     )
     late = [row for row in rows if row["method"] == "p2p" and row["hosts"] == 16 and row["ratio"] > GOAL]
     if late and ideal >= 64:

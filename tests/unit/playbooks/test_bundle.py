@@ -84,6 +84,20 @@ def test_models_cross_the_gap(sides, tmp_path):
     assert code == 0 and "changed=0 " in said, said
 
 
+def test_an_incremental_bundle_leaves_even_the_lockfile_to_its_base(sides, tmp_path):
+    connected, isolated, bundle, private = sides
+    assert connected.run("-e", f"dir={bundle}", "-e", f"sign_key={private}")[0] == 0
+    more = tmp_path / "more"
+    code, said = connected.run("-e", f"dir={more}", "-e", f"base={bundle}/manifest.json", "-e", f"sign_key={private}")
+    assert code == 0, said
+    assert {path.name for path in more.rglob("*") if path.is_file()} == {"manifest.json", "manifest.json.sig"}
+    code, said = isolated.run("-e", f"import={more}")
+    assert code != 0 and "import the bundle first" in said
+    for each in (bundle, more):
+        code, said = isolated.run("-e", f"import={each}")
+        assert code == 0, said
+
+
 def test_what_nobody_vouches_for_is_taken_only_by_word(sides):
     connected, isolated, bundle, _private = sides
     code, said = connected.run("-e", f"dir={bundle}")

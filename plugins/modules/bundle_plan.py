@@ -118,7 +118,7 @@ faults:
   type: list
   elements: dict
   returned: failure
-  sample: [{"what": "the catalog has no model 'tyni'", "where": "-e models", "fix": "did you mean 'tiny'?"}]
+  sample: [{"what": "the catalog has no model 'tinny'", "where": "-e models", "fix": "did you mean 'tiny'?"}]
 """
 
 from pathlib import Path

@@ -102,7 +102,7 @@ def test_files_that_are_brought_are_those_that_apt_would_fetch():
     text = yaml.safe_load((REPO / "roles/local_packages/vars/main.yml").read_text())["__local_packages_needed"]
     pattern = re.search(r'regex_findall\("(.+?)"\)', text)[1]
     printed = (
-        "'file:/var/lib/llm_fleet/packages/repository/./libc6_2.36-9%2bdeb12u14_amd64.deb' libc6_2.36-9+deb12u14_amd64.deb 2759320 SHA256:0\n"
+        "'file:/var/lib/llm_fleet/packages/repository/./libc6_2.36-9%2bdeb12u14_amd64.deb' libc6_2.36-9+deb12u14_amd64.deb 5 SHA256:0\n"
         "'http://deb.debian.org/x/other_1_all.deb' other_1_all.deb 1 SHA256:1\n"
     )
     assert re.findall(pattern.replace("\\\\", "\\"), printed) == ["libc6_2.36-9%2bdeb12u14_amd64.deb"]

@@ -120,3 +120,17 @@ def test_a_certificate_of_another_ca_is_a_fault_on_every_host(plan, tmp_path):
     (tmp_path / "ca.pem").write_text("PEM A")
     [fault] = plan(host("gpu1", fleet_ca="PEM B"), host("gpu2", fleet_ca="PEM A\n"))["faults"]
     assert fault["where"] == "host gpu1"
+
+
+def test_a_local_file_that_a_bundle_brought_is_handed_out_from_the_store(plan, tmp_path):
+    """On the other side of an air gap nothing lies where the source says."""
+    blobs = tmp_path / "store" / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    (blobs / DIGEST).write_bytes(BODY)
+    for depots in ([], ["depot1"]):
+        hosts = [*NODES, *(host(name) for name in depots)]
+        result = plan(*hosts, local=True, store=str(tmp_path / "store"), depots=depots)
+        assert result["supply"]["files"] == {} and result["supply"]["fetch"] == []
+        assert [file["sha256"] for file in result["supply"]["artifacts"][0]["files"]] == [DIGEST]
+    (tmp_path / "tiny.gguf").rename(tmp_path / "elsewhere")
+    assert "failed" not in plan(*NODES, local=True, store=str(tmp_path / "store"))

@@ -81,7 +81,7 @@ options:
         type: str
         required: true
       source:
-        description: The pinned source, as the lockfile has it. Needed with O(sources) only.
+        description: The pinned source, as the lockfile has it. Needed with C(sources) only.
         type: str
         default: ""
       files:

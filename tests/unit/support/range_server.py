@@ -94,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         # RFC 9110, 13.1.5: with another validator the whole representation is sent.
         if not asked or not resource.ranges or self.headers.get("If-Range", resource.tag()) != resource.tag():
             return whole
+        if asked[2] and (resource.chunked or resource.declared is not None):
+            return whole  # one that does not know its size, or lies about it
         return int(asked[1]), min(int(asked[2]) + 1, len(resource.body)) if asked[2] else len(resource.body)
 
     def _body(self, resource: Resource, first: int, end: int) -> None:

@@ -112,7 +112,7 @@ def test_what_peers_do_not_bring_comes_from_the_depot_and_only_that(fleet):
     fleet.swarm.mesh()
     fleet.serve(b"{}", BODY)
     seed.seed(BODY, fleet.swarm.torrent(BODY))
-    run = fleet.begin(node, peer_patience=1)
+    run = fleet.begin(node, peer_patience=5)
     node.until(digest(BODY), lambda status: status["done"] > len(BODY) / 3)
     seed.kill()
     result = ended(run)

@@ -21,7 +21,6 @@ def test_this_machine_reaches_the_outside_before_the_bundles_are_written(fleet):
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_no_host_reaches_anything_beyond(fleet, host):
-    assert fleet.shell(host, "ip route show default") == ""
     for url in BEYOND:
         tried = fleet.shell(host, f"curl --silent --output /dev/null --max-time 4 --connect-timeout 3 {url}; echo $?")
         # No name, no route, no answer in time: what curl says of each.

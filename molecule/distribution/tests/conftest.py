@@ -89,7 +89,8 @@ def gone(fleet, peers):
     """Afterwards no program is there, whatever a test has killed."""
     yield
     for host in (*fleet.hosts("gpu_nodes"), *fleet.hosts("depots")):
-        script = f"systemctl stop {UNIT} 2>/dev/null; rm -f /run/systemd/system/{UNIT}.service /run/llm-fleet-peer.json /run/llm_fleet_peer; systemctl daemon-reload"
+        files = f"/run/systemd/system/{UNIT}.service /run/llm-fleet-peer.json /run/llm_fleet_peer"
+        script = f"systemctl stop {UNIT} 2>/dev/null; rm -f {files}; systemctl daemon-reload"
         fleet.shell(host, script, check=False)
 
 

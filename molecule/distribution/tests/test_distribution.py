@@ -151,7 +151,7 @@ def test_a_corrupt_piece_comes_again_alone(operator, outside, stores, fleet, bar
     """)
     done = operator.stage(models, *P2P)
     assert stores.trees("gpu1")["corrupt/1.0.0/corrupt.gguf"] == sha256, said(done)[-3000:]
-    assert from_depot(stores, sha256, "gpu1", began) == 0
+    assert from_depot(stores, sha256, "gpu1", began) == 0, said(done)[-3000:]
     # The report counts what came: one piece, and what two peers sent of it at the same time.
     brought = re.search(r"gpu1 +([\d.]+) KiB in", done.stdout)
     assert brought and float(brought[1]) * 1024 <= 2 * PIECE, said(done)[-3000:]

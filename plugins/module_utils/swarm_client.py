@@ -105,6 +105,7 @@ class Peer:
         """Give a file to the program's user, where that is another one than ours."""
         if self.user is not None and self.user != os.geteuid():
             os.fchown(descriptor, self.user, -1)
+            os.fchmod(descriptor, 0o600)
 
 
 def _text(torrent: bytes) -> str:

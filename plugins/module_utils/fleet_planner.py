@@ -172,6 +172,7 @@ class FleetPlanner:
         params = self.params
         self.note(preflight.check_groups(params["gateways"], params["nodes"]))
         self.note(preflight.check_paths({"llm_fleet_lockfile": params["lockfile"], "llm_fleet_ca_dir": params["ca_dir"]}))
+        self.note(preflight.check_inventories(params["inventories"], {"llm_fleet_ca_dir": params["ca_dir"]}))
         self.note(preflight.check_port_range(params["port_range"]))
         p2p = (params["distribution"], params["peer_port"], params["depots"], params["port_range"])
         self.note(preflight.check_distribution(*p2p))

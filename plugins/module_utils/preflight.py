@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from pathlib import PurePosixPath
+from posixpath import normpath
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, suggestion
 
@@ -53,6 +55,19 @@ def check_paths(paths: dict[str, str]) -> list[Fault]:
         elif not path.startswith("/"):
             fix = f"make it absolute, for instance \"{{{{ inventory_dir }}}}/{path}\""
             faults.append(Fault(f"the path {path!r} is relative", variable, fix))
+    return faults
+
+
+def check_inventories(directories: list[str], paths: dict[str, str]) -> list[Fault]:
+    """Ansible takes every file below an inventory that is a directory for one more inventory, keys among them, but for hidden ones."""
+    faults = []
+    for variable, path in sorted(paths.items()):
+        for directory in directories:
+            place, root = PurePosixPath(normpath(path)), PurePosixPath(normpath(directory))
+            if root in place.parents and not any(part.startswith(".") for part in place.relative_to(root).parts):
+                what = f"the inventory is the directory {directory}, so Ansible reads {path} as an inventory, too, and shows what is in it"
+                fix = f"name the file and not the directory (-i {directory}/hosts.yml), or set {variable} to a place elsewhere"
+                faults.append(Fault(what, variable, fix))
     return faults
 
 

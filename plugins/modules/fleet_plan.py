@@ -73,6 +73,11 @@ options:
     type: list
     elements: dict
     required: true
+  inventories:
+    description: Directories that Ansible reads inventories from. Secrets must not lie below one, or they become names of hosts.
+    type: list
+    elements: str
+    default: []
   port_range:
     description: First and last port that engines may be published on.
     type: list
@@ -369,6 +374,7 @@ def main() -> None:
             "profiles": {"type": "dict", "required": True},
             "lockfile": {"type": "str", "required": True},
             "ca_dir": {"type": "str", "required": True},
+            "inventories": {"type": "list", "elements": "str", "default": []},
             "gateways": {**names, "required": True},
             "gateways_out": {**names, "default": []},
             "nodes": {**names, "required": True},

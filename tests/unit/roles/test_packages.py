@@ -92,7 +92,7 @@ def test_roles_name_what_they_install_on_that_distribution(tmp_path):
     twelve = named(tmp_path, ["Debian", "12"])
     assert twelve["container_runtime"] == [["docker.io", "python3-requests"]] and twelve["gateway"] == [["haproxy", "openssl"]]
     thirteen = named(tmp_path, ["Debian", "13"])
-    assert thirteen["container_runtime"] == [["docker.io", "docker-cli", "python3-requests"]]
+    assert thirteen["container_runtime"] == [["docker-cli", "docker.io", "python3-requests"]]
     pinned = named(tmp_path, ["Debian", "12"], container_runtime_version="20.10.24*")
     assert sorted(pinned["container_runtime"][0]) == ["docker.io=20.10.24*", "python3-requests"]
 

@@ -128,6 +128,16 @@ def test_paths_are_set_and_absolute():
     assert relative.where == "llm_fleet_lockfile" and "'models.lock.yml'" in relative.what
 
 
+def test_secrets_below_an_inventory_that_is_a_directory_are_a_fault(tmp_path):
+    """Or the next run would list a key among the hosts."""
+    inventory = str(tmp_path / "fleet")
+    [fault] = preflight.check_inventories([inventory], {"llm_fleet_ca_dir": f"{inventory}/ca"})
+    assert fault.where == "llm_fleet_ca_dir" and f"-i {inventory}/hosts.yml" in fault.fix
+    for elsewhere in (f"{inventory}/.state/ca", str(tmp_path / "ca"), f"{inventory}-ca", "", "ca"):
+        assert preflight.check_inventories([inventory], {"llm_fleet_ca_dir": elsewhere}) == []
+    assert preflight.check_inventories([], {"llm_fleet_ca_dir": f"{inventory}/ca"}) == []
+
+
 def test_a_silent_gateway_is_a_fault_unless_it_is_out_or_left_out_of_the_run():
     both, asked = ["gw1", "gw2"], {"gw1", "gw2"}
     assert preflight.check_reachable(both, [], asked, {"gw1", "gw2"}) == []

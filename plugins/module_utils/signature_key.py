@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
     DEFAULT_NAME,
     Bundle,
@@ -54,6 +56,30 @@ class SigningKey:
         unsigned = Bundle(self.fingerprint[len(MARK) :], chain, payload, b"")
         signature = self.key.sign(unsigned.message, hash_of(self.key))
         return render_bundle(Bundle(unsigned.hint, chain, payload, signature))
+
+
+def read_key_files(params: Mapping[str, Any], faults: list[Fault]) -> dict[str, bytes]:
+    """What lies in the files that a module's options `key`, `password_file` and `certificate` name; nothing for those that name none."""
+    return {name: _read(f"sign_{name}", params[name], faults) for name in ("key", "password_file", "certificate")}
+
+
+def open_key(read: Mapping[str, bytes], password: str, faults: list[Fault]) -> SigningKey | None:
+    """The private key in what `read_key_files` returned. Without a password, the first line of the password's file is that."""
+    password = password or read["password_file"].decode(errors="replace").split("\n")[0].rstrip("\r")
+    try:
+        return SigningKey(read["key"], password, read["certificate"])
+    except SignatureError as error:
+        faults.append(error.fault("sign_key"))
+        return None
+
+
+def _read(where: str, path: str | None, faults: list[Fault]) -> bytes:
+    try:
+        return Path(path).read_bytes() if path else b""
+    except OSError as error:
+        what = f"{path} cannot be read on the controller: {(error.strerror or str(error)).lower()}"
+        faults.append(Fault(what, where, "correct the path, or let the user who runs this read it"))
+        return b""
 
 
 def _private_key(pem: bytes, password: str) -> Any:

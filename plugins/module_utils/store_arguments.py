@@ -88,13 +88,13 @@ TRANSFER = {
 }
 
 
-def answer(module: AnsibleModule, work: Callable[[], dict]) -> None:
-    """End the module with what `work` returns, or with the fault that it raised."""
+def answer(module: AnsibleModule, work: Callable[[], dict], place: str = "store") -> None:
+    """End the module with what `work` returns, or with the fault that it raised. `place`: the option with the directory it works on."""
     try:
         result = work()
     except ArtifactError as error:
         module.fail_json(msg=str(error), fault=error.fault.as_dict(), **error.details)
     except OSError as error:
-        fault = ArtifactError.from_os_error(error, module.params["store"])
+        fault = ArtifactError.from_os_error(error, module.params[place])
         module.fail_json(msg=str(fault), fault=fault.fault.as_dict())
     module.exit_json(**result)

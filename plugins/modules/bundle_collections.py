@@ -73,8 +73,8 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.collection_pack import Collections
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
 
 
 def run(module: AnsibleModule) -> dict:
@@ -103,14 +103,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = run(module)
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        found = ArtifactError.from_os_error(error, module.params["bundle"])
-        module.fail_json(msg=str(found), fault=found.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: run(module), place="bundle")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_import import Imports
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
 
 
 def run(module: AnsibleModule) -> dict:
@@ -100,14 +101,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = run(module)
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        found = ArtifactError.from_os_error(error, module.params["into"])
-        module.fail_json(msg=str(found), fault=found.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: run(module), place="into")
 
 
 if __name__ == "__main__":

@@ -100,6 +100,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import DISTRIBUTION
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
 
 
 class BundlePackages:
@@ -175,14 +176,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = BundlePackages(module).run()
-    except ArtifactError as error:
-        module.fail_json(msg=str(error), fault=error.fault.as_dict())
-    except OSError as error:
-        found = ArtifactError.from_os_error(error, module.params["bundle"])
-        module.fail_json(msg=str(found), fault=found.fault.as_dict())
-    module.exit_json(**result)
+    answer(module, lambda: BundlePackages(module).run(), place="bundle")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_writer import BundleWriter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import TOOL
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import SignatureError
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey, open_key, read_key_files
 
 CONTENT = ("path", "size", "sha256")
 
@@ -177,23 +176,10 @@ class BundleSeal:
         """The private key. Whatever is wrong with it, its contents are in no message."""
         if not self.params["key"]:
             return None
-        read = {name: self._read(f"sign_{name}", self.params[name]) for name in ("key", "password_file", "certificate")}
+        read = read_key_files(self.params, self.faults)
         if self.faults:
             return None
-        password = self.params["password"] or read["password_file"].decode(errors="replace").split("\n")[0].rstrip("\r")
-        try:
-            return SigningKey(read["key"], password, read["certificate"])
-        except SignatureError as error:
-            self.faults.append(error.fault("sign_key"))
-            return None
-
-    def _read(self, where: str, path: str | None) -> bytes:
-        try:
-            return Path(path).read_bytes() if path else b""
-        except OSError as error:
-            what = f"{path} cannot be read on the controller: {(error.strerror or str(error)).lower()}"
-            self.faults.append(Fault(what, where, "correct the path, or let the user who runs this read it"))
-            return b""
+        return open_key(read, self.params["password"], self.faults)
 
 
 def main() -> None:

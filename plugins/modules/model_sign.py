@@ -109,8 +109,6 @@ faults:
       fix: give it with sign_password_file, or sign_password from a vault
 """
 
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
@@ -127,7 +125,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_dem
     where_of,
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_files import signed_names
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey, open_key, read_key_files
 
 
 class ModelSign:
@@ -165,7 +163,7 @@ class ModelSign:
 
     def _key(self) -> SigningKey | None:
         """The private key. Whatever is wrong with it, its contents are in no message."""
-        read = {name: self._read(f"sign_{name}", self.params[name]) for name in ("key", "password_file", "certificate")}
+        read = read_key_files(self.params, self.faults)
         if self.faults:
             return None
         if self.params["password"] and self.params["password"] in self.params["text"]:
@@ -173,20 +171,7 @@ class ModelSign:
             what = "the password is a part of the lockfile's own text"
             self.faults.append(Fault(what, "sign_password", "choose a longer one, or give it with sign_password_file"))
             return None
-        password = self.params["password"] or read["password_file"].decode(errors="replace").split("\n")[0].rstrip("\r")
-        try:
-            return SigningKey(read["key"], password, read["certificate"])
-        except SignatureError as error:
-            self.faults.append(error.fault("sign_key"))
-            return None
-
-    def _read(self, where: str, path: str | None) -> bytes:
-        try:
-            return Path(path).read_bytes() if path else b""
-        except OSError as error:
-            what = f"{path} cannot be read on the controller: {(error.strerror or str(error)).lower()}"
-            self.faults.append(Fault(what, where, "correct the path, or let the user who runs this read it"))
-            return b""
+        return open_key(read, self.params["password"], self.faults)
 
     def _models(self) -> list[dict]:
         # The lock has checked the catalog; this only fills in what was left out.

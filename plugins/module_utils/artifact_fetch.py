@@ -22,6 +22,7 @@ from typing import Any, Callable
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File, HostError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import CHUNK
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.side_by_side import SideBySide
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Response, Web
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web_file import FileAnswer
 
@@ -76,13 +77,16 @@ class Fetcher:
     An origin has `requests(artifact, file)`, the places to ask in this order, and `web(artifact)`, which asks them.
     """
 
+    at_once = 1  # files; over HTTP one of them takes the whole line
+
     def __init__(self, origins: Iterable[Any], limiter: Limiter | None = None, advance: Callable[[int], None] | None = None) -> None:
         self.origins = list(origins)
         self.limiter = limiter or Limiter()
         self.from_peers = 0  # of the bytes that were brought
         self.troubles: list[str] = []  # why something came over HTTP although peers were asked
         self.advance = advance or (lambda _count: None)
-        self.hashing = ThreadPoolExecutor(1, "hashing")
+        self.workers = SideBySide(self.at_once)
+        self.hashing = ThreadPoolExecutor(self.at_once, "hashing")
         self._buffers = [memoryview(bytearray(self.limiter.piece)) for _buffer in range(2)]
 
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:

@@ -8,8 +8,11 @@ its own: what another run already brings is left to it, and waited for at the en
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import (
     Artifact,
@@ -33,6 +36,17 @@ PAUSE = 0.2  # seconds between two looks at what other runs bring
 ROUNDS = 5  # how often a content may vanish between its arrival and its link
 
 
+@dataclass
+class _Brought:
+    """What became of one content."""
+
+    file: File
+    here: bool = True  # False: another run is bringing it
+    actions: list[str] = field(default_factory=list)
+    bytes_moved: int = 0
+    error: ArtifactError | None = None
+
+
 class Staging:
     """One run for some artifacts on one store."""
 
@@ -54,6 +68,7 @@ class Staging:
         self.progress = progress or Progress(store.incoming)
         self.errors: list[ArtifactError] = []
         self._counted: dict[str, int] = {}  # bytes of the total that each content stands for
+        self._counting = threading.Lock()
 
     def look(self) -> list[Survey]:
         """What there is to do; changes nothing, and needs no store."""
@@ -118,52 +133,62 @@ class Staging:
 
     def _bring(self, artifact: Artifact, found: Survey, fetcher: Fetcher) -> list[File]:
         """Bring the contents of an artifact; returns those that another run is bringing."""
-        busy, errors = [], []
-        for file in artifact.contents:
-            try:
-                if not self._bring_one(artifact, file, found, fetcher):
-                    busy.append(file)
-            except HostError:
-                raise
-            except ArtifactError as error:
-                errors.append(error)
+        brought = fetcher.workers.each(functools.partial(self._try_one, artifact, fetcher), artifact.contents)
+        for each in brought:
+            found.actions += each.actions
+            found.bytes_moved += each.bytes_moved
+        errors = [each.error for each in brought if each.error]
         if errors:
             raise _all_of(errors)
-        return busy
+        return [each.file for each in brought if not each.here]
 
-    def _bring_one(self, artifact: Artifact, file: File, found: Survey, fetcher: Fetcher) -> bool:
-        store = self.store
+    def _try_one(self, artifact: Artifact, fetcher: Fetcher, file: File) -> _Brought:
+        """What is wrong with one file does not keep the others; what is wrong with the host does."""
+        brought = _Brought(file)
+        try:
+            self._bring_one(artifact, brought, fetcher)
+        except HostError:
+            raise
+        except ArtifactError as error:
+            brought.error = error
+        return brought
+
+    def _bring_one(self, artifact: Artifact, brought: _Brought, fetcher: Fetcher) -> None:
+        store, file = self.store, brought.file
         if store.state(file) == SOUND:
             self._count_as_here(file)
             fetcher.arrived(artifact, file, store.blob(file))
-            return True
+            return
         part = Part.take(store.part(file), file)
         if part is None:
-            return False
+            brought.here = False
+            return
         with part:
             state = store.state(file)  # whoever had the part before may have finished it
             self.progress.file = f"{artifact.title}: {file.path}"
             if state == UNREAD:
-                found.actions.append(content_action(file, state, file.size))
+                brought.actions.append(content_action(file, state, file.size))
                 state = SOUND if store.read_again(file) == file.sha256 else ABSENT
             if state == SOUND:
                 part.discard()
                 self._count_as_here(file)
                 fetcher.arrived(artifact, file, store.blob(file))
-                return True
+                return
             rest = store.rest(file)
-            if file.sha256 not in self._counted:
-                self.progress.total += rest
-            self._counted.pop(file.sha256, None)
-            found.actions.append(content_action(file, state, rest))
-            found.bytes_moved += fetcher.fetch(artifact, file, part)
+            with self._counting:
+                if file.sha256 not in self._counted:
+                    self.progress.total += rest
+                self._counted.pop(file.sha256, None)
+            brought.actions.append(content_action(file, state, rest))
+            brought.bytes_moved = fetcher.fetch(artifact, file, part)
             store.adopt(part)
             fetcher.arrived(artifact, file, store.blob(file))
-        return True
 
     def _count_as_here(self, file: File) -> None:
         """What another run brought meanwhile was counted as ours to bring."""
-        self.progress.advance(self._counted.pop(file.sha256, 0))
+        with self._counting:
+            counted = self._counted.pop(file.sha256, 0)
+        self.progress.advance(counted)
 
     def _finish(self, artifact: Artifact, found: Survey) -> bool:
         """Link the tree, or correct owners where there is none; False where a content is gone again."""

@@ -37,7 +37,8 @@ def progress_path(incoming: Path, run: str | None) -> Path:
 class Progress:
     """What one staging has done, and what it still has to do.
 
-    `advance` is called for every piece of a file, so it only adds. Everything else is up to the thread.
+    `advance` is called for every piece of a file, by whichever thread brings it, so it only adds. Everything else is up to
+    the thread that writes.
     """
 
     def __init__(self, incoming: Path, run: str | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -55,10 +56,12 @@ class Progress:
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._ended = threading.Event()
         self._writing = threading.Lock()
+        self._adding = threading.Lock()
 
     def advance(self, count: int) -> None:
         """So many more bytes are here; fewer than none when some were thrown away."""
-        self.done += count
+        with self._adding:
+            self.done += count
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Progress]:

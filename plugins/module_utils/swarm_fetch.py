@@ -4,6 +4,8 @@
 
 The host's peer program writes into the same part that HTTP would go on with. Who brought what makes no difference in the
 end: the SHA-256 of the whole file decides, here as everywhere. Whatever is wrong with peers costs time only.
+
+Several files are brought at once: while peers find each other for one, or it is verified, the line carries another.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +24,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import Suppliers
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.side_by_side import Stopped
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import fits
 
@@ -29,11 +33,15 @@ LOOK = 0.5  # seconds between two looks
 FLUSH = 5.0  # seconds of which a program that is killed loses what came
 COMPLETE = 4  # how much longer peers may be silent as long as they have all of it among themselves
 RESTART = 15.0  # seconds within which systemd has started the program again
+AT_ONCE = 4  # files
+SILENT = 6  # peers that were silent once are given that much less time with the next file
 TURNS = 3.0  # the last host gives peers up after this many times the patience of the first
 
 
 class SwarmFetcher(Fetcher):
     """A fetcher that asks peers first. `patience`: seconds without progress after which it is the depot's turn."""
+
+    at_once = AT_ONCE
 
     def __init__(
         self,
@@ -52,19 +60,52 @@ class SwarmFetcher(Fetcher):
         self.pause = pause
         # Not all hosts turn to the depot at once: what the first ones bring from there, the others get from them.
         turn = int(hashlib.sha256(host.encode()).hexdigest(), 16) % 1000 / 1000
-        self.patience = patience * (1 + turn * (TURNS - 1))
+        self._patience = patience * (1 + turn * (TURNS - 1))
+        self._silent = False
+        self._moved = time.monotonic()  # when anything came last, of whichever file
         self._torrents: dict[str, bytes | None] = {}
+        self._depot = threading.Lock()
+        self._counting = threading.Lock()
 
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
         torrent = self._torrent(artifact, file)
         if torrent is None:
-            return super().fetch(artifact, file, part)
+            return self._from_depot(artifact, file, part)
         task = _Bringing(self, file, part, torrent)
         try:
             right = task.run()
         finally:
-            self.from_peers += task.received
-        return task.received if right else task.received + super().fetch(artifact, file, part)
+            with self._counting:
+                self.from_peers += task.received
+        return task.received if right else task.received + self._from_depot(artifact, file, part)
+
+    def begin_to_wait(self) -> None:
+        """Peers are asked for one more file."""
+        self._moved = time.monotonic()
+
+    def came(self) -> None:
+        """Peers brought something."""
+        self._moved, self._silent = time.monotonic(), False
+
+    def silence(self, times: float = 1) -> float:
+        """For how many seconds peers have brought nothing, where that is too long, and otherwise 0. `times`: as long as usual.
+
+        They have few hands: as long as they bring one file, another one's turn will come.
+        """
+        silent = time.monotonic() - self._moved
+        if silent <= self._patience * times / (SILENT if self._silent else 1):
+            return 0
+        return silent
+
+    def give_up(self) -> None:
+        """Peers are not to be waited for with this file."""
+        self._silent = True
+
+    def _from_depot(self, artifact: Artifact, file: File, part: Part) -> int:
+        """One file at a time, as where there are no peers."""
+        with self._depot:
+            self.workers.go_on()
+            return super().fetch(artifact, file, part)
 
     def arrived(self, artifact: Artifact, file: File, path: Path) -> None:
         """Hand on what is verified. That this fails is no fault of the staging."""
@@ -133,6 +174,9 @@ class _Bringing:
         except PeerGone as error:
             self._trouble(str(error))
             self._count(sum(end - begin for begin, end in self.part.held()))
+        except Stopped:
+            self._drop()
+            raise
         return False
 
     def _want(self) -> None:
@@ -145,9 +189,11 @@ class _Bringing:
 
     def _watch(self) -> bool:
         """Until all of it is here (true), or peers are silent (false)."""
-        before, last = -1, -1
-        moved = flushed = time.monotonic()
+        seen = None
+        flushed = time.monotonic()
+        self.fetcher.begin_to_wait()
         while True:
+            self.fetcher.workers.go_on()
             now = time.monotonic()
             try:
                 status = self.peer.status(self.file.sha256)
@@ -156,10 +202,8 @@ class _Bringing:
                     flushed = now
             except (PeerGone, PeerRefused):
                 # It was started anew and knows nothing of this: it goes on with what is on the disk.
-                if now - moved > self.fetcher.patience:
-                    self._trouble("the peer program of this host went away, and did not come back")
-                    self._drop()
-                    return False
+                if self.fetcher.silence():
+                    return self._give_up("the peer program of this host went away, and did not come back")
                 self.earlier = self.received
                 self._want()
                 continue
@@ -170,13 +214,18 @@ class _Bringing:
             if status["state"] == "failed":
                 self._failed(status)
                 return False
-            if (status["done"], status["received"]) != (before, last) or status["state"] == "checking":
-                before, last, moved = status["done"], status["received"], now
-            elif now - moved > self.fetcher.patience * (COMPLETE if status["copies"] >= 1 else 1):
-                self._trouble(f"{status['peers']} peers brought nothing for {now - moved:.0f} seconds")
-                self._drop()
-                return False
+            before, seen = seen, (status["done"], status["received"])
+            if before is not None and (before != seen or status["state"] == "checking"):
+                self.fetcher.came()
+            elif silent := self.fetcher.silence(COMPLETE if status["copies"] >= 1 else 1):
+                return self._give_up(f"{status['peers']} peers brought nothing for {silent:.0f} seconds")
             self.fetcher.pause(LOOK)
+
+    def _give_up(self, why: str) -> bool:
+        self._trouble(why)
+        self._drop()
+        self.fetcher.give_up()
+        return False
 
     def _failed(self, status: dict) -> None:
         """The program could not write. A full disk is that for HTTP too; with anything else HTTP has its try."""

@@ -105,6 +105,29 @@ def test_nodes_bring_each_other_what_the_seed_has_and_hand_it_on(fleet):
     assert not fleet.stage(second)["changed"]
 
 
+def test_files_of_a_version_come_at_once(fleet):
+    seed, node = fleet.swarm.add(2)
+    seed.stop()
+    seed.start(upload=500_000)
+    fleet.swarm.mesh()
+    bodies = (BODY, OTHER)
+    fleet.serve(b"{}", *bodies)
+    for body in bodies:
+        seed.seed(body, fleet.swarm.torrent(body))
+    files = {"config.json": b"{}", "a.gguf": BODY, "b.gguf": OTHER}
+    run = fleet.begin(node, files)
+    for body in bodies:
+        node.until(digest(body), lambda status: status["done"] > 0)
+    assert [node.peer.status(digest(body))["state"] for body in bodies] == ["bringing", "bringing"]
+    result = ended(run)
+    assert result.get("changed"), result
+    assert tree_of(fleet.store(node)) == files and fleet.over_http(BODY) == fleet.over_http(OTHER) == []
+    assert result["bytes_moved"] == result["bytes_from_peers"] + 2
+    # Told in the order of the lockfile, in whatever order they were complete.
+    told = [action.split(": ")[1].split(" (")[0] for action in result["actions"]]
+    assert told[:3] == ["fetch a.gguf", "fetch b.gguf", "fetch config.json"]
+
+
 def test_what_peers_do_not_bring_comes_from_the_depot_and_only_that(fleet):
     seed, node = fleet.swarm.add(2)
     seed.stop()

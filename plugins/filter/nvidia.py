@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_packages import explain
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import listing
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.nvidia_bundle import bundle_driver
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.nvidia_check import check_after, reboot_reasons
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.nvidia_mig import gpu_users, mig_changes
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.nvidia_preflight import plan
@@ -27,6 +28,7 @@ class FilterModule:
     def filters(self):
         return {
             "apt_trouble": explain,
+            "nvidia_bundle": bundle_driver,
             "nvidia_faults_after": nvidia_faults_after,
             "nvidia_mig_changes": nvidia_mig_changes,
             "nvidia_plan": plan,

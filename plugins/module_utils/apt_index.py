@@ -51,8 +51,8 @@ def fetched_name(deb: Deb) -> str:
     return f"{deb.name}_{deb.version.replace(':', '%3a')}_{deb.architecture}.deb"
 
 
-def index_text(printed: str, debs: Iterable[Deb]) -> str:
-    """The index, of what `apt-cache show` prints of these packages: its entries, with the files where they lie here."""
+def index_entries(printed: str, debs: Iterable[Deb]) -> dict[Deb, str]:
+    """The entries of the index, of what `apt-cache show` prints of these packages, with the files where they lie here."""
     wanted = {(deb.name, deb.version, deb.architecture): deb for deb in debs}
     entries: dict[Deb, str] = {}
     for stanza in re.split(r"\n[ \t]*\n", printed.strip()):
@@ -61,6 +61,11 @@ def index_text(printed: str, debs: Iterable[Deb]) -> str:
         # Two sources may have the same version. Built twice, they would differ: the size says which one was fetched.
         if deb and "SHA256" in fields and fields.get("Size") == str(deb.size):
             entries.setdefault(deb, re.sub(r"^Filename:.*$", lambda _found, deb=deb: f"Filename: ./{deb.file}", stanza, flags=re.M))
+    return entries
+
+
+def index_text(entries: dict[Deb, str]) -> str:
+    """The index itself. The same packages always give the same bytes."""
     return "\n".join(f"{entries[deb]}\n" for deb in sorted(entries))
 
 

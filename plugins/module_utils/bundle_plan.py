@@ -71,19 +71,23 @@ def plan_bundle(
 
 
 def _images(locked: list[Mapping[str, Any]], more: Iterable[str], platforms: Iterable[str]) -> tuple[list[dict], list[Fault]]:
-    """One entry for each image and platform. Of a locked one the lockfile says what Docker calls it."""
-    found, faults = [], []
+    """One entry for each image and platform. The lockfile says what Docker calls a locked one; others are known by digest."""
+    found: dict[tuple[str, str, str], dict] = {}
+    faults: list[Fault] = []
     for entry in locked:
         for platform in platforms:
             identity = (entry.get("ids") or {}).get(platform, "")
-            found.append({"image": entry["image"], "digest": entry["digest"], "platform": platform, "id": identity})
+            image = {"image": entry["image"], "digest": entry["digest"], "platform": platform, "id": identity, "by_digest": not identity}
+            found[entry["image"], entry["digest"], platform] = image
     for reference in more:
         image, _at, digest = reference.partition("@")
         mine: list[Fault] = []
         IMAGE_DIGEST(digest, f"image {reference}", mine)
         faults += [fault._replace(fix="name it as registry/repository@sha256:…") for fault in mine]
-        found += [{"image": image, "digest": digest, "platform": platform, "id": ""} for platform in platforms if not mine]
-    return [dict(pairs) for pairs in dict.fromkeys(tuple(entry.items()) for entry in found)], faults
+        for platform in platforms if not mine else ():
+            asked = {"image": image, "digest": digest, "platform": platform, "id": ""}
+            found[image, digest, platform] = {**found.get((image, digest, platform), asked), "by_digest": True}
+    return list(found.values()), faults
 
 
 def _fetched(artifacts: list[dict], has: set[str]) -> list[dict]:

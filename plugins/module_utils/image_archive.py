@@ -4,6 +4,9 @@
 
 Names inside are not believed. An image is known by the digest of its configuration, which names each layer by its
 own digest; that is made of the bytes in the archive here, and Docker makes those of the layers when it loads them.
+
+A manifest names the configuration, and a list for several platforms names manifests, each by digest. So an image may also be
+asked for by the digest of either, as registries have it: where the archive holds those bytes, they prove what they lead to.
 """
 from __future__ import annotations
 
@@ -20,14 +23,21 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import
 JSON_LIMIT = 16 * 2**20
 DEPTH = 3  # a list of lists of manifests
 _DIGEST = re.compile("sha256:([0-9a-f]{64})")
+# Where an archive of this collection says which list for several platforms its image was named by; the list is in it, too.
+LIST = "localfirst.llm_fleet.list"
 MAKE_ANEW = "make it anew with `docker save`, or with `skopeo copy docker://… docker-archive:…`"
 
 
 class ArchivedImage(NamedTuple):
-    """An image in an archive: Docker's id, and the digest by which Docker knows it where containerd keeps its images."""
+    """An image in an archive: Docker's id, and the digest by which Docker knows it where containerd keeps its images.
+
+    `digests` are those of all manifests and lists in the archive that lead to it. The platform is the configuration's word.
+    """
 
     id: str
     manifest: str
+    platform: str
+    digests: tuple[str, ...]
 
 
 class BadArchive(Exception):
@@ -47,7 +57,7 @@ def read_archives(folder: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
         except BadArchive as error:
             faults.append(error.fault)
         else:
-            archives.append({"path": str(path), "images": [image._asdict() for image in images]})
+            archives.append({"path": str(path), "images": [{**image._asdict(), "digests": list(image.digests)} for image in images]})
     return archives, faults
 
 
@@ -109,31 +119,55 @@ def _digest(body: bytes) -> str:
 def _images(content: _Content) -> list[ArchivedImage]:
     """By either of the two tables of contents; newer archives have both."""
     found: dict[str, str] = {}
+    proofs: dict[str, dict[str, None]] = {}
+    configs: dict[str, bytes] = {}
     if "index.json" in content.members:
         for entry in _entries(content.json("index.json", dict), "manifests"):
-            for identity in _configs(content, entry.get("digest"), DEPTH):
+            for identity, path in _configs(content, entry.get("digest"), DEPTH):
                 found.setdefault(identity, entry["digest"])
+                proofs.setdefault(identity, {}).update(dict.fromkeys(path))
+            notes = entry.get("annotations")
+            if isinstance(notes, dict) and LIST in notes:
+                for identity, path in _configs(content, notes[LIST], DEPTH):
+                    proofs.setdefault(identity, {}).update(dict.fromkeys(path))
+        configs = {identity: content.blob(identity) for identity in found}
     if "manifest.json" in content.members:
         for entry in content.json("manifest.json", list):
             name = entry.get("Config") if isinstance(entry, dict) else None
             if not isinstance(name, str):
                 raise BadArchive("'manifest.json' is not what such archives have there", content.path)
-            found.setdefault(_digest(content.bytes(name)), "")
-    return [ArchivedImage(identity, manifest) for identity, manifest in sorted(found.items())]
+            body = content.bytes(name)
+            configs[_digest(body)] = body
+            found.setdefault(_digest(body), "")
+    return [
+        ArchivedImage(identity, manifest, _platform(configs[identity]), tuple(proofs.get(identity, ())))
+        for identity, manifest in sorted(found.items())
+    ]
 
 
-def _configs(content: _Content, digest: Any, depth: int) -> Iterator[str]:
-    """The digests of the configurations that a manifest, or a list of manifests, leads to."""
+def _platform(config: bytes) -> str:
+    """What a configuration says that it is for; empty where it does not say so."""
+    try:
+        data = json.loads(config)
+    except (ValueError, RecursionError):
+        return ""
+    words = [data.get("os"), data.get("architecture")] if isinstance(data, dict) else []
+    return "/".join(words) if words and all(isinstance(word, str) and word for word in words) else ""
+
+
+def _configs(content: _Content, digest: Any, depth: int) -> Iterator[tuple[str, list[str]]]:
+    """The digests of the configurations that a manifest, or a list of manifests, leads to, each with the digests on the way."""
     manifest = content.parsed(content.blob(digest), str(digest), dict)
     if "manifests" in manifest:
         for entry in _entries(manifest, "manifests") if depth else []:
             # Of an image for several platforms an archive may hold one.
             if f"blobs/{str(entry.get('digest')).replace(':', '/')}" in content.members:
-                yield from _configs(content, entry["digest"], depth - 1)
+                for identity, path in _configs(content, entry["digest"], depth - 1):
+                    yield identity, [digest, *path]
         return
     config = manifest.get("config")
     if isinstance(config, dict) and "image" in str(config.get("mediaType")):
-        yield _digest(content.blob(config.get("digest")))
+        yield _digest(content.blob(config.get("digest"))), [digest]
 
 
 def _entries(data: dict, key: str) -> list[dict]:

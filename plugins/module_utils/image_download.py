@@ -3,8 +3,9 @@
 """Images out of their registries into archives, without Docker: each blob verified by its digest, resumed where a line breaks.
 
 An archive has both tables of contents, that of OCI and the one that every `docker load` reads. It holds the manifest as the
-registry has it, so Docker calls the image what the lockfile says, wherever it keeps its images. The same image always gives
-the same bytes.
+registry has it, so Docker calls the image what the lockfile says, wherever it keeps its images. The list for several platforms
+that an image was named by is in there as well: it proves that the image is the one that the name means. The same image always
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import BadArchive, read_archive
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import OciSource, image_address, parse_image
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.registry import OCI_INDEX, OCI_MANIFEST, Manifest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import LIST, ArchivedImage, BadArchive, read_archive
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.oci import Image, OciSource, image_address, parse_image
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.registry import OCI_INDEX, OCI_MANIFEST
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import settings_for
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Request, Web
 
@@ -44,65 +45,89 @@ class FromRegistry:
 
 
 class ImageDownload:
-    """One image for one platform. `wanted` has image, digest, platform, and the id that it has to have, if that is known."""
+    """One image for one platform. `wanted` has image, digest, platform, and the id that it has to have, if that is known.
 
-    def __init__(self, wanted: Mapping[str, str], all_settings: Mapping[str, Any]) -> None:
+    With `by_digest`, hosts know it by the digest and no id: its archive has to prove what that names.
+    """
+
+    def __init__(self, wanted: Mapping[str, Any], all_settings: Mapping[str, Any]) -> None:
         self.wanted = wanted
         self.reference = f"{wanted['image']}@{wanted['digest']}"
         self._settings = all_settings
         self._source: OciSource | None = None
-        self._found: tuple[Manifest, str, dict[str, int]] | None = None
+        self._found: Image | None = None
 
     @property
     def identity(self) -> str:
         """What Docker calls it. The registry is asked only where nobody has said so."""
-        return self.wanted["id"] or self._look()[1]
+        return self.wanted["id"] or self._look().config
 
     @property
     def name(self) -> str:
         """What its archive is called: for people by its name, and never two images alike."""
-        return f"{self.wanted['image'].rpartition('/')[2]}-{self.identity.partition(':')[2][:16]}.tar"
+        mark = f"{self.wanted['digest'][7:23]}-{self.wanted['platform'].rpartition('/')[2]}" if self.by_digest else self.identity[7:23]
+        return f"{self.wanted['image'].rpartition('/')[2].partition(':')[0]}-{mark}.tar"
 
-    def _look(self) -> tuple[Manifest, str, dict[str, int]]:
+    @property
+    def by_digest(self) -> bool:
+        return self.wanted["by_digest"]
+
+    def is_in(self, images: Iterable[ArchivedImage]) -> str:
+        """What Docker calls it where it is one of the images of an archive; empty where it is none of them."""
+        for image in images:
+            proven = self.wanted["digest"] in image.digests and image.platform == self.wanted["platform"]
+            if (proven and self.wanted["id"] in ("", image.id)) if self.by_digest else image.id == self.identity:
+                return image.id
+        return ""
+
+    def held_by(self, path: Path) -> str:
+        """The same, for an archive that may be there."""
+        try:
+            return self.is_in(read_archive(path)) if path.is_file() else ""
+        except BadArchive:
+            return ""
+
+    def _look(self) -> Image:
         if self._found is None:
             image = parse_image(self.reference)
             settings = settings_for(self._settings, image_address(self.reference))
             self._source = OciSource(image._replace(text=self.reference), settings)
             self._found = self._source.image(self.wanted["platform"])
-            if self.wanted["id"] not in ("", self._found[1]):
-                what = f"Docker would call it {self._found[1]}, and {self.wanted['id']} is locked"
+            if self.wanted["id"] not in ("", self._found.config):
+                what = f"Docker would call it {self._found.config}, and {self.wanted['id']} is locked"
                 raise ArtifactError(what, self.reference, "lock the image again (lock -e update=<engine>)")
         return self._found
 
     def write(self, path: Path, scratch: Path, reserve: int) -> None:
         """Fetch what is missing and pack it. What was fetched lies in `scratch`, and goes on from there after a break."""
-        manifest, config, sizes = self._look()
-        files = [{"path": f"blobs/sha256/{digest[7:]}", "size": size, "sha256": digest[7:]} for digest, size in sorted(sizes.items())]
+        image = self._look()
+        sizes = sorted(image.sizes.items())
+        files = [{"path": f"blobs/sha256/{digest[7:]}", "size": size, "sha256": digest[7:]} for digest, size in sizes]
         store = Store(scratch)
-        artifact = Artifact.parse("image", config[7:23], "", files)
+        artifact = Artifact.parse("image", image.config[7:23], "", files)
         Staging(store, [artifact], link=False, reserve=reserve).run(Fetcher([FromRegistry(self._source)]))
         draft = path.with_name(f".{path.name}.new")
         path.parent.mkdir(parents=True, exist_ok=True)
-        _pack(draft, store, artifact, manifest, config)
+        _pack(draft, store, artifact, image)
         os.replace(draft, path)
         shutil.rmtree(scratch)
         with contextlib.suppress(OSError):  # where others are on their way
             scratch.parent.rmdir()
 
 
-def _pack(path: Path, store: Store, artifact: Artifact, manifest: Manifest, config: str) -> None:
+def _pack(path: Path, store: Store, artifact: Artifact, image: Image) -> None:
+    manifest = image.manifest
     layers = [_blob(each["digest"]) for each in manifest.data["layers"]]
     kind = manifest.data.get("mediaType") or OCI_MANIFEST
-    index = {
-        "schemaVersion": 2,
-        "mediaType": OCI_INDEX,
-        "manifests": [{"mediaType": kind, "digest": manifest.digest, "size": len(manifest.body)}],
-    }
+    entry: dict[str, Any] = {"mediaType": kind, "digest": manifest.digest, "size": len(manifest.body)}
+    if image.listed:
+        entry["annotations"] = {LIST: image.listed.digest}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
     small = {
         "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
         "index.json": _json(index),
-        "manifest.json": _json([{"Config": _blob(config), "RepoTags": None, "Layers": layers}]),
-        _blob(manifest.digest): manifest.body,
+        "manifest.json": _json([{"Config": _blob(image.config), "RepoTags": None, "Layers": layers}]),
+        **{_blob(each.digest): each.body for each in (manifest, image.listed) if each},
     }
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
         for name, body in small.items():
@@ -124,11 +149,3 @@ def _blob(digest: str) -> str:
 
 def _json(data: Any) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
-
-
-def holds(path: Path, identity: str) -> bool:
-    """Whether an archive has an image."""
-    try:
-        return path.is_file() and any(image.id == identity for image in read_archive(path))
-    except BadArchive:
-        return False

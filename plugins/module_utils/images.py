@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
-"""Where nodes get the images of engines: the name that is locked says which image it is, and not from where it comes."""
+"""Where nodes get images: the digest that is locked, or that a variable names, says which image it is, and not from where it comes."""
 from __future__ import annotations
 
 import re
@@ -33,7 +33,7 @@ def _is_prefix(prefix: str) -> bool:
 
 
 def image_supply(records: list[dict[str, Any]], archives: list[dict[str, Any]], platform: str, mirror: Any) -> list[dict[str, Any]]:
-    """Where a node gets the images of some releases: {"image", "pull", "archive", "ids"}, one for each image.
+    """Where a node gets some images: {"image", "pull", "archive", "ids"}, one for each. A record is a release, or only {"image"}.
 
     archives: what the module image_archive_info found. `archive` is the one that holds the image for the node's platform,
     or empty; then the image is pulled. `ids` are what Docker may call it once it came out of there: the digest of its
@@ -41,8 +41,7 @@ def image_supply(records: list[dict[str, Any]], archives: list[dict[str, Any]], 
     """
     supply = {}
     for record in records:
-        wanted = (record.get("image_ids") or {}).get(platform)
-        held = [(archive["path"], image) for archive in archives for image in archive["images"] if image["id"] == wanted]
+        held = [(archive["path"], image) for archive in archives for image in archive["images"] if _is_meant(record, image, platform)]
         supply[record["image"]] = {
             "image": record["image"],
             "pull": mirrored_image(record["image"], mirror),
@@ -50,6 +49,15 @@ def image_supply(records: list[dict[str, Any]], archives: list[dict[str, Any]], 
             "ids": [name for name in (held[0][1]["id"], held[0][1]["manifest"]) if name] if held else [],
         }
     return [supply[image] for image in sorted(supply)]
+
+
+def _is_meant(record: dict[str, Any], image: dict[str, Any], platform: str) -> bool:
+    """By the digest of its configuration, where the lockfile has that; otherwise by the one in its name, if the archive proves it."""
+    wanted = (record.get("image_ids") or {}).get(platform)
+    if wanted:
+        return image["id"] == wanted
+    digest = record["image"].partition("@")[2]
+    return digest in image["digests"] and image["platform"] == platform
 
 
 def images_to_load(supply: list[dict[str, Any]], standing: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -124,6 +124,7 @@ class Choice(NamedTuple):
     beside: list[str]  # what has versions of its own, such as modules that come compiled for one kernel
     optional: list[str]  # installed where there is such a package
     stream: str  # dnf module stream, "" for none
+    kernel: list[str]  # the distribution's newest kernel of this flavour, with its headers
 
 
 def find_set(catalog: dict, source: str, branch: int) -> dict | None:
@@ -161,7 +162,14 @@ def choose_packages(
     optional = [] if ready_made else catalog.get("headers_of_later_kernels", [])
     stream = entry.get("stream", {}).get(flavour, "").format(**words)
     beside = entry.get("beside", []) + (entry["compiled"][flavour] if ready_made else [])
-    return Choice(filled(parts), filled(build), filled(beside), filled(optional + extra), stream)
+    later = catalog.get("later_kernels", [])
+    newest = filled([*later, *catalog.get("headers_of_later_kernels", [])]) if later else []
+    return Choice(filled(parts), filled(build), filled(beside), filled(optional + extra), stream, newest)
+
+
+def usual_kernel(catalog: dict, architecture: str) -> str:
+    """A name that stands for whichever kernel a distribution has by itself: only its flavour counts."""
+    return f"0.0-0-{catalog.get('usual_flavour', '{architecture}').format(architecture=architecture)}"
 
 
 def kernel_flavour(release: str) -> str:

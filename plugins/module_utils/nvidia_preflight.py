@@ -6,8 +6,9 @@
 
     host: {name, source, branch, version, flavour, headless, fabric, accept, kernel, catalog, distribution,
            gpu (what gpu_info returned), installed {package: version}, disk {path: free bytes}, runfile (an installer's leftovers),
-           repository (its URL), mok {enrolled, password}, offered {package: [versions]} or none, trouble (why nothing is offered)}
-    back: {branch, flavour, packages, build, beside, optional, stream, fabric, mok, version, faults, text}
+           repository (its URL), bundle (apt's settings by which it sees an imported bundle only, or empty), mok {enrolled, password},
+           offered {package: [versions]} or none, trouble (why nothing is offered)}
+    back: {branch, flavour, packages, build, beside, optional, kernel, stream, fabric, mok, version, faults, text}
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def plan(host: dict) -> dict:
     architectures = architectures_of(gpu)
     faults: list[tuple[str, Fault]] = [("gpu", fault) for fault in _check_gpus(gpu, where)]
     result = {
-        "branch": 0, "flavour": "", "packages": [], "build": [], "beside": [], "optional": [], "stream": "",
+        "branch": 0, "flavour": "", "packages": [], "build": [], "beside": [], "optional": [], "kernel": [], "stream": "",
         "fabric": wants_fabric(host), "mok": False, "version": host["version"],
     }
     if source == "preinstalled":
@@ -177,7 +178,7 @@ def _check_offer(host: dict, chosen: dict, where: str) -> list[tuple[str, Fault]
         faults.append(("offer", Fault(f"no package source has {', '.join(beside)}", where, fix)))
     missing = [name for name in headers if not offered.get(name) and name not in host["installed"]]
     if missing and not host["gpu"]["kernel"]["headers"]:
-        fix = (
+        fix = _headers_of_bundle(host, chosen) if host["bundle"] else (
             "the running kernel is older than what the package sources carry: install the current kernel, reboot, and run again;"
             " or name a source that still has its headers"
         )
@@ -187,6 +188,14 @@ def _check_offer(host: dict, chosen: dict, where: str) -> list[tuple[str, Fault]
         what = apt_packages.missing_version(chosen["packages"], offered, wanted)
         faults.append(("offer", Fault(what, where, "set nvidia_driver_version or nvidia_driver_branch to one that is there")))
     return faults
+
+
+def _headers_of_bundle(host: dict, chosen: dict) -> str:
+    fix = f"write a bundle with nvidia_driver_kernels: [{host['kernel']}], import it, and run again"
+    if chosen["kernel"] and all(name in host["offered"] for name in chosen["kernel"]):
+        command = f"APT_CONFIG={host['bundle']} apt-get install {' '.join(chosen['kernel'])}"
+        fix += f"; or take the kernel that this one has ({command}) and reboot"
+    return fix
 
 
 def chosen_version(host: dict, chosen: dict) -> str:

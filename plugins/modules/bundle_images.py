@@ -9,7 +9,7 @@ module: bundle_images
 short_description: Brings images into a bundle, as archives
 version_added: 0.1.0
 description:
-  - Asks each image's registry for it, by digest, and writes C(images/<name>-<id>.tar), which C(docker load) and
+  - Asks each image's registry for it, by digest, and writes C(images/<name>-<digest>.tar), which C(docker load) and
     M(localfirst.llm_fleet.image_archive_info) read. Every blob is verified. Docker is not needed.
   - Images that lie in O(archives) already are copied from there. Those of O(base) are left out.
   - Runs on the controller. A download that was cut off goes on where it stopped.
@@ -40,6 +40,10 @@ options:
         description: Digest of its configuration, as the lockfile has it. Empty where nobody has said.
         type: str
         default: ""
+      by_digest:
+        description: Whether hosts know it by O(images[].digest) and not by O(images[].id), so that the archive has to hold what that names.
+        type: bool
+        default: false
   archives:
     description: Directory with images as C(*.tar) that are there already.
     type: path
@@ -113,8 +117,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import read_archives
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_download import ImageDownload, holds
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import ArchivedImage, read_archives
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_download import ImageDownload
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import read_sources
 
 
@@ -128,48 +132,59 @@ class BundleImages:
         self.folder = Path(params["bundle"])
         self.actions: list[str] = []
         self.faults: list[Fault] = []
+        self.base = self._base()
 
     def run(self) -> list[dict]:
         """Bring all of them; what is wrong with one keeps nobody from bringing the others."""
-        archived, known, found = self._archived(), self._known(), []
+        archived, found = self._archived(), []
         for wanted in self.params["images"]:
             image = ImageDownload(wanted, self.sources)
             try:
-                path = known.get(image.identity) or self._bring(image, archived)
-                found.append({"image": wanted["image"], "platform": wanted["platform"], "id": image.identity, "path": path})
+                identity, path = self._known(image) or self._bring(image, archived)
+                found.append({"image": wanted["image"], "platform": wanted["platform"], "id": identity, "path": path})
             except ArtifactError as error:
                 self.faults.append(error.fault)
         return found
 
-    def _bring(self, image: ImageDownload, archived: dict[str, str]) -> str:
+    def _bring(self, image: ImageDownload, archived: list[tuple[str, ArchivedImage]]) -> tuple[str, str]:
+        """(its id, the archive's path in the bundle)."""
         path = f"images/{image.name}"
-        if holds(self.folder / path, image.identity):
-            return path
+        if identity := image.held_by(self.folder / path):
+            return identity, path
         self.actions.append(f"write {path}")
+        source, identity = next(((file, found) for file, each in archived if (found := image.is_in([each]))), ("", ""))
+        identity = identity or image.identity
         if not self.change:
-            return path
+            return identity, path
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
-        if image.identity in archived:
+        if source:
             draft = self.folder / "images" / f".{image.name}.new"
-            shutil.copyfile(archived[image.identity], draft)
+            shutil.copyfile(source, draft)
             draft.replace(self.folder / path)
         else:
             image.write(self.folder / path, self.folder / ".images" / image.name, self.params["reserve"])
-        return path
+        return identity, path
 
-    def _archived(self) -> dict[str, str]:
-        """{id: archive} of what lies here already. A broken archive is no reason not to ask the registry."""
+    def _archived(self) -> list[tuple[str, ArchivedImage]]:
+        """What lies here already. A broken archive is no reason not to ask the registry."""
         folder = Path(self.params["archives"] or "")
         archives = read_archives(folder)[0] if self.params["archives"] and folder.is_dir() else []
         # One that holds others beside it would carry them along.
-        return {each["images"][0]["id"]: each["path"] for each in archives if len(each["images"]) == 1}
+        return [(each["path"], ArchivedImage(**each["images"][0])) for each in archives if len(each["images"]) == 1]
 
-    def _known(self) -> dict[str, str]:
+    def _base(self) -> list[dict]:
         if not self.params["base"]:
-            return {}
+            return []
         manifest, _digest, faults = read_manifest(Path(self.params["base"]))
         self.faults += faults
-        return {image["id"]: image["path"] for image in manifest.images} if manifest else {}
+        return manifest.images if manifest else []
+
+    def _known(self, image: ImageDownload) -> tuple[str, str] | None:
+        """(its id, the archive's path) where the base has it. An archive that proves a digest has that in its name."""
+        for each in self.base:
+            if each["path"] == f"images/{image.name}" if image.by_digest else each["id"] == image.identity:
+                return each["id"], each["path"]
+        return None
 
 
 def main() -> None:
@@ -181,7 +196,10 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "required": True,
-                "options": {"image": text, "digest": text, "platform": text, "id": {"type": "str", "default": ""}},
+                "options": {
+                    "image": text, "digest": text, "platform": text, "id": {"type": "str", "default": ""},
+                    "by_digest": {"type": "bool", "default": False},
+                },
             },
             "archives": {"type": "path"},
             "sources": {"type": "str", "no_log": True},

@@ -97,11 +97,11 @@ fetch:
   returned: success
   sample: []
 images:
-  description: The images, one entry for each platform.
+  description: The images, one entry for each platform. C(by_digest) says that hosts know it by that, and not by an id.
   type: list
   elements: dict
   returned: success
-  sample: [{"image": "ghcr.io/ggml-org/llama.cpp", "digest": "sha256:…", "platform": "linux/amd64", "id": "sha256:…"}]
+  sample: [{"image": "ghcr.io/ggml-org/llama.cpp", "digest": "sha256:…", "platform": "linux/amd64", "id": "sha256:…", "by_digest": false}]
 wanted:
   description: Paths in the bundle that follow from this.
   type: list

@@ -53,12 +53,14 @@ archives:
       description:
         - The images in it. C(id) is the digest of the configuration, Docker's id of the image; C(manifest) is the digest by which
           Docker knows it where containerd keeps its images, and empty where the archive does not say.
+        - C(digests) are those of manifests, and of lists for several platforms, by which registries name it and of which the archive
+          has the bytes. C(platform) is the one that its configuration names.
       type: list
       elements: dict
       returned: always
   sample:
     - path: /srv/fleet/images/llamacpp.tar
-      images: [{"id": "sha256:0123…", "manifest": "sha256:4567…"}]
+      images: [{"id": "sha256:0123…", "manifest": "sha256:4567…", "platform": "linux/amd64", "digests": ["sha256:4567…"]}]
 """
 
 from pathlib import Path

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ class Bundles:
         self.folder = folder
         self.first, self.second = folder / "first", folder / "second"
         self.key = folder / "bundle.key"
+        self.undetermined = ""
         # Nothing that the connected side has is within reach of the other one.
         self.connected = {"llm_fleet_lockfile": str(folder / "models.lock.yml"), "llm_fleet_store_dir": str(folder / "store"),
                           "llm_fleet_bundle_dir": str(folder / "none")}
@@ -48,8 +51,36 @@ class Bundles:
         return Path(shutil.copytree(of or self.first, self.folder / name))
 
 
+class Exporter:
+    """The image of the exporter of the GPUs' metrics, which a registry knows by a list for several platforms."""
+
+    REPOSITORY = "http://10.203.5.2:5000/v2/dcgm-exporter"
+    LIST, MANIFEST = "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.v2+json"
+
+    def __init__(self) -> None:
+        body = self._ask("latest", headers={"Accept": self.MANIFEST})
+        self.manifest, self.id = f"sha256:{hashlib.sha256(body).hexdigest()}", json.loads(body)["config"]["digest"]
+        entry = {"mediaType": self.MANIFEST, "size": len(body), "digest": self.manifest}
+        listed = [{**entry, "platform": {"os": "linux", "architecture": "amd64"}}]
+        index = json.dumps({"schemaVersion": 2, "mediaType": self.LIST, "manifests": listed}).encode()
+        self._ask("all", data=index, method="PUT", headers={"Content-Type": self.LIST})
+        self.digest = f"sha256:{hashlib.sha256(index).hexdigest()}"
+        (STATE / "dcgm-exporter.digest").write_text(self.digest)
+
+    def _ask(self, name: str, **options) -> bytes:
+        request = urllib.request.Request(f"{self.REPOSITORY}/manifests/{name}", **options)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+
 @pytest.fixture(scope="session")
-def bundles(fleet, tmp_path_factory) -> Bundles:
+def exporter(fleet) -> Exporter:
+    """Before the bundles: then it is still to be had."""
+    return Exporter()
+
+
+@pytest.fixture(scope="session")
+def bundles(fleet, exporter, tmp_path_factory) -> Bundles:
     """They are written, and then there is no outside any more."""
     for leftover in ("bundle", "store", "ca"):
         shutil.rmtree(STATE / leftover, ignore_errors=True)
@@ -57,6 +88,8 @@ def bundles(fleet, tmp_path_factory) -> Bundles:
     made = Bundles(fleet, tmp_path_factory.mktemp("carried"))
     made.make_key()
     fleet.playbook("lock", "-e", json.dumps(made.connected))
+    # Which driver a host needs only the host could say, unless somebody does.
+    made.undetermined = made.write(made.first, "--check", "-e", "models=tiny", "-e", "nvidia_driver_flavour=auto").stdout
     made.write(made.first, "-e", "models=tiny")
     made.write(made.second, "-e", f"base={made.first}")
     down = [sys.executable, REPO / "testbed" / "fleet.py", "down", "--inventory", REPO / "molecule" / "airgap" / "outside"]
@@ -73,6 +106,7 @@ def imported(fleet, bundles) -> Bundles:
 
 @pytest.fixture(scope="session")
 def serving(fleet, imported) -> Bundles:
+    fleet.playbook("hosts", "-e", "prepare=all", "-e", "reboot=if_required")
     fleet.playbook("site")
     return imported
 

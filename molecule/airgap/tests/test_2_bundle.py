@@ -35,6 +35,21 @@ def test_a_bundle_has_all_that_a_fleet_needs(bundles):
     assert {"docker.io", "haproxy", "nginx", "prometheus-node-exporter", "libc6"} <= names
 
 
+def test_it_has_what_only_servers_with_gpus_ask_for(bundles, exporter):
+    """By variables of their group, though another host lends the playbook its own; and of the versions that are named there."""
+    files = {path.rpartition("/")[2] for path in listed(bundles.first)}
+    assert {"nvidia-driver-cuda_580.95.05-1_all.deb", "nvidia-kernel-open-dkms_580.95.05-1_all.deb", "libcuda1_580.95.05-1_all.deb",
+            "nvidia-container-toolkit_1.17.8-1_all.deb", "libnvidia-container1_1.17.8-1_all.deb"} <= files
+    assert any(file.startswith("linux-headers-") for file in files) and not any("590" in file or "1.18.0" in file for file in files)
+    images = {each["image"].rpartition("/")[2]: each for each in json.loads((bundles.first / "manifest.json").read_text())["images"]}
+    assert images["dcgm-exporter"]["id"] == exporter.id and exporter.digest[7:23] in images["dcgm-exporter"]["path"]
+
+
+def test_it_says_which_driver_it_cannot_have(bundles):
+    said = " ".join(bundles.undetermined.split())
+    assert "No NVIDIA driver for debian-12-amd64 is in the bundle" in said and "set nvidia_driver_flavour" in said
+
+
 def test_an_incremental_one_has_what_is_new(bundles):
     assert kinds(bundles.second) == {"artifact"} and len(listed(bundles.second)) == 1
     assert {"image", "package", "wheel"} <= kinds(bundles.second, "earlier")
@@ -91,7 +106,7 @@ def test_an_import_fills_the_depot(fleet, imported):
     assert wanted and wanted == has
     for digest in has:
         assert fleet.shell("depot1", f"sha256sum < {STORE}/{digest}").split()[0] == digest
-    assert sorted(path.suffix for path in (STATE / "bundle" / "images").iterdir()) == [".tar"]
+    assert sorted(path.suffix for path in (STATE / "bundle" / "images").iterdir()) == [".tar", ".tar"]
 
 
 def test_the_same_bundle_again_changes_nothing(fleet, imported):

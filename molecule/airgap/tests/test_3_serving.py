@@ -11,8 +11,10 @@ import pytest
 
 def test_check_mode_on_bare_hosts_says_what_would_be_done(fleet, imported):
     done = fleet.playbook("site", "--check")
-    assert "docker.io" in done.stdout and "haproxy" in done.stdout
-    assert fleet.shell("gpu1", "ls /usr/bin/dockerd 2>/dev/null || true") == ""
+    assert "docker.io" in done.stdout and "haproxy" in done.stdout and "nvidia-container-toolkit" in done.stdout
+    done = fleet.playbook("hosts", "-e", "prepare=all", "--check")
+    assert "nvidia-driver-cuda" in done.stdout and "nvidia-container-toolkit" in done.stdout
+    assert fleet.shell("gpu1", "ls /usr/bin/dockerd /usr/bin/nvidia-smi /var/lib/llm_fleet 2>/dev/null || true") == ""
 
 
 @pytest.mark.parametrize("model", ["tiny", "later"])
@@ -32,7 +34,8 @@ def test_the_engine_runs_from_the_image_that_is_locked(fleet, serving):
     wanted = set(plan["releases"][instance["release"]]["image_ids"].values())
     runs = json.loads(fleet.shell("gpu1", f"docker inspect {instance['id']}"))[0]["Image"]
     # Docker calls it by its configuration, or by its manifest where containerd keeps its images.
-    (archive,) = [each for each in json.loads((serving.first / "manifest.json").read_text())["images"]]
+    images = json.loads((serving.first / "manifest.json").read_text())["images"]
+    (archive,) = [each for each in images if each["image"].endswith("/llamacpp")]
     assert runs == archive["id"] and archive["id"] in wanted
 
 
@@ -41,7 +44,7 @@ def test_packages_are_the_bundles_and_the_hosts_own_sources_are_as_they_were(fle
         version = fleet.shell(host, f"dpkg-query -W -f '${{Version}}' {package}")
         names = [path.name for path in (serving.first / "packages" / "debian-12-amd64").glob(f"{package}_*.deb")]
         assert names == [f"{package}_{version}_amd64.deb"]
-        assert fleet.shell(host, "grep -rl llm_fleet /etc/apt || true") == ""
+        assert fleet.shell(host, "grep -rl llm_fleet /etc/apt/sources.list* /etc/apt/apt.conf.d || true") == ""
 
 
 def test_a_second_run_changes_nothing(fleet, serving):
@@ -50,7 +53,8 @@ def test_a_second_run_changes_nothing(fleet, serving):
     assert recap and all("changed=0 " in line for line in recap), recap
 
 
-def test_a_node_that_lost_its_image_gets_it_again(fleet, token):
+def test_a_node_that_lost_its_images_gets_them_again(fleet, token, exporter):
     fleet.shell("gpu1", "docker rm -f $(docker ps -aq) >/dev/null; docker image prune -af >/dev/null; test -z \"$(docker images -q)\"")
     fleet.playbook("site")
     assert fleet.gateway().chat(token).status == 200
+    assert fleet.shell("gpu1", "docker inspect -f '{{.Image}}' llm-fleet-dcgm-exporter") in (exporter.id, exporter.manifest)

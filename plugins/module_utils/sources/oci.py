@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import NamedTuple
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl, parse_source
@@ -46,6 +47,18 @@ CONFIG_LIMIT = 1024 * 1024
 PLATFORMS = ("linux/amd64", "linux/arm64")  # of the machines that nodes may be
 DOCKER_HUB = "docker.io"
 IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+
+
+class Image(NamedTuple):
+    """An image for one platform: its manifest, the digest of its configuration, and the size of each of its blobs by digest.
+
+    `listed` is the list for several platforms that led to it, if its name was that of one.
+    """
+
+    manifest: Manifest
+    config: str
+    sizes: dict[str, int]
+    listed: Manifest | None
 
 
 class OciSource(Source):
@@ -94,10 +107,11 @@ class OciSource(Source):
                     found.setdefault(_platform(entry), digest)
         return found
 
-    def image(self, platform: str) -> tuple[Manifest, str, dict[str, int]]:
-        """The image for a platform: its manifest, the digest of its configuration, and the size of each of its blobs by digest."""
-        manifest = self.read_manifest()
+    def image(self, platform: str) -> Image:
+        """The image for a platform."""
+        manifest, listed = self.read_manifest(), None
         if manifest.is_index:
+            listed = manifest
             fitting = [each for each in entries(manifest.data, "manifests") if _platform(each) == platform and _is_content(each)]
             if not fitting:
                 raise self._registry.error(f"the image is not to be had for {platform}", "name another platform, or another image")
@@ -108,7 +122,7 @@ class OciSource(Source):
         if _platform({"platform": self._image_config(digest)}) != platform:
             raise self._registry.error(f"the image is not one for {platform}", "name another platform, or another image")
         blobs = [manifest.data["config"], *entries(manifest.data, "layers")]
-        return manifest, digest, {read_digest(each, self._registry): read_size(each, self._registry) for each in blobs}
+        return Image(manifest, digest, {read_digest(each, self._registry): read_size(each, self._registry) for each in blobs}, listed)
 
     def blob(self, digest: str) -> Request:
         """How to fetch a blob of what was read before."""

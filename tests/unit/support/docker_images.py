@@ -29,6 +29,7 @@ class DockerImages:
         self.images: dict[str, str] = {}  # name or id: id
         self.loads = 0
         self.pulls: list[str] = []
+        self.refuses = False
         daemon = self
 
         class Handler(_Handler):
@@ -84,6 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
             lines = [{"stream": f"Loaded image ID: {identity}\n"} for identity in self.owner.load(body)]
             self._send(200, *lines)
         elif url.path.endswith("/images/create"):
+            if self.owner.refuses:
+                self._send(500, {"message": "dial tcp: no such host"})
+                return
             self.owner.pull(query["fromImage"], query.get("tag", "latest"))
             self._send(200, {"status": "Status: Downloaded newer image"})
         else:

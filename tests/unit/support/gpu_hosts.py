@@ -54,6 +54,6 @@ def found(system: str = "debian-12", *, gpus: dict | None = None, **changes) -> 
         "accept": [], "kernel": "6.1.0-28-amd64", "catalog": catalog(system) if system else {}, "distribution": system or "Arch",
         "gpu": gpus or machine("hopper", state="no_driver", version=""), "installed": {}, "runfile": "",
         "disk": {"/usr": str(50 * 2**30), "/var": str(50 * 2**30), "/boot": str(2**30)}, "repository": "https://mirror.example/",
-        "mok": {"enrolled": False, "password": False}, "offered": None, "trouble": "",
+        "mok": {"enrolled": False, "password": False}, "offered": None, "trouble": "", "bundle": "",
     }
     return {**there, **changes}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import BadArchive, read_archive, read_archives
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import LIST, BadArchive, read_archive, read_archives
 
 CONFIG = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}).encode()
 OTHER = CONFIG.replace(b"amd64", b"arm64")
@@ -54,19 +54,53 @@ def layout(*manifests: bytes, **more: bytes) -> dict[str, bytes]:
 
 
 def test_an_image_is_known_by_its_configuration(tmp_path):
-    assert read_archive(write(tmp_path / "a.tar", old())) == [(digest(CONFIG), "")]
+    assert read_archive(write(tmp_path / "a.tar", old())) == [(digest(CONFIG), "", "linux/amd64", ())]
     body = manifest(CONFIG)
-    assert read_archive(write(tmp_path / "b.tar", {**layout(body), **blob(CONFIG)})) == [(digest(CONFIG), digest(body))]
+    known = (digest(CONFIG), digest(body), "linux/amd64", (digest(body),))
+    assert read_archive(write(tmp_path / "b.tar", {**layout(body), **blob(CONFIG)})) == [known]
     name = next(iter(blob(CONFIG)))
     both = {**layout(body), **blob(CONFIG), "manifest.json": json.dumps([{"Config": name}]).encode()}
-    assert read_archive(write(tmp_path / "c.tar", both)) == [(digest(CONFIG), digest(body))]
+    assert read_archive(write(tmp_path / "c.tar", both)) == [known]
 
 
 def test_of_an_image_for_several_platforms_the_one_that_is_there_counts(tmp_path):
     here, elsewhere = manifest(CONFIG), manifest(OTHER)
     index = json.dumps({"schemaVersion": 2, "manifests": [{"digest": digest(elsewhere)}, {"digest": digest(here)}]}).encode()
     files = {**layout(index), **blob(here), **blob(CONFIG)}
-    assert read_archive(write(tmp_path / "a.tar", files)) == [(digest(CONFIG), digest(index))]
+    (image,) = read_archive(write(tmp_path / "a.tar", files))
+    assert image == (digest(CONFIG), digest(index), "linux/amd64", (digest(index), digest(here)))
+
+
+def noted(said: str, *bodies: bytes) -> dict[str, bytes]:
+    """An archive as this collection writes it, with what it says of the list that its image was named by."""
+    files = layout(manifest(CONFIG))
+    index = json.loads(files["index.json"])
+    index["manifests"][0]["annotations"] = {LIST: said}
+    for body in bodies:
+        files |= blob(body)
+    return {**files, **blob(CONFIG), "index.json": json.dumps(index).encode()}
+
+
+def test_the_list_that_an_image_was_named_by_counts_only_with_its_bytes(tmp_path):
+    leads, elsewhere = (
+        json.dumps({"schemaVersion": 2, "manifests": [{"digest": digest(manifest(config))}]}).encode() for config in (CONFIG, OTHER)
+    )
+    (image,) = read_archive(write(tmp_path / "a.tar", noted(digest(leads), leads)))
+    assert image.manifest == digest(manifest(CONFIG)) and set(image.digests) == {digest(leads), digest(manifest(CONFIG))}
+    # One that leads to an image that is not there proves nothing of the one that is.
+    (image,) = read_archive(write(tmp_path / "b.tar", noted(digest(elsewhere), elsewhere)))
+    assert image.digests == (digest(manifest(CONFIG)),)
+    # Nor does the word alone, or other bytes under that name.
+    with pytest.raises(BadArchive, match="lacks"):
+        read_archive(write(tmp_path / "c.tar", noted(digest(leads))))
+    with pytest.raises(BadArchive, match="another one than its name says"):
+        read_archive(write(tmp_path / "d.tar", {**noted(digest(leads), leads), next(iter(blob(leads))): elsewhere}))
+
+
+def test_a_platform_is_what_the_configuration_says(tmp_path):
+    for config, platform in ((OTHER, "linux/arm64"), (b'{"os": "linux"}', ""), (b'{"os": 1, "architecture": []}', ""), (b"[]", "")):
+        files = {**layout(manifest(config)), **blob(config)}
+        assert [image.platform for image in read_archive(write(tmp_path / "a.tar", files))] == [platform]
 
 
 def test_what_is_said_about_an_image_is_no_image(tmp_path):
@@ -103,7 +137,7 @@ def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
     (tmp_path / "README.md").write_text("no archive")
     good = write(tmp_path / "good.tar", old())
     archives, faults = read_archives(tmp_path)
-    assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": ""}]}]
+    assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": "", "platform": "linux/amd64", "digests": []}]}]
     assert [fault.where for fault in faults] == [str(tmp_path / name) for name in ("cut.tar", "folder.tar", "text.tar")]
 
 

@@ -33,10 +33,16 @@ def test_the_prefix_takes_the_place_of_the_registry_and_the_digest_stays(mirror,
 
 
 IDS = {"linux/amd64": "sha256:" + "a" * 64, "linux/arm64": "sha256:" + "b" * 64}
+
+
+def held(path: str, identity: str, manifest: str = "", platform: str = "linux/amd64", digests: tuple = ()) -> dict:
+    return {"path": path, "images": [{"id": identity, "manifest": manifest, "platform": platform, "digests": list(digests)}]}
+
+
 ARCHIVES = [
-    {"path": "/images/other.tar", "images": [{"id": "sha256:" + "0" * 64, "manifest": ""}]},
-    {"path": "/images/amd64.tar", "images": [{"id": IDS["linux/amd64"], "manifest": "sha256:" + "c" * 64}]},
-    {"path": "/images/arm64.tar", "images": [{"id": IDS["linux/arm64"], "manifest": ""}]},
+    held("/images/other.tar", "sha256:" + "0" * 64),
+    held("/images/amd64.tar", IDS["linux/amd64"], "sha256:" + "c" * 64),
+    held("/images/arm64.tar", IDS["linux/arm64"], platform="linux/arm64"),
 ]
 
 
@@ -58,6 +64,21 @@ def test_what_no_archive_holds_is_pulled():
         assert found["pull"] == mirrored_image(IMAGE, "hub.example")
         assert image_names([found], [{"Id": IDS["linux/amd64"]}]) == {IMAGE: found["pull"]}
         assert images_to_load([found], []) == []
+
+
+def test_without_a_lockfile_the_digest_in_the_name_decides_if_the_archive_proves_it():
+    """As role dcgm_exporter asks: nobody has said what Docker calls its image."""
+    listed = [held(f"/images/{name[6:]}.tar", identity, platform=name, digests=[DIGEST[1:]]) for name, identity in IDS.items()]
+    for platform, identity in IDS.items():
+        found = supply(platform, listed)
+        assert (found["archive"], found["ids"]) == (f"/images/{platform.rpartition('/')[2]}.tar", [identity])
+    # Another manifest of the same configuration, a platform that nobody has, and an image that is named by a tag.
+    other = [held("/images/a.tar", IDS["linux/amd64"], digests=["sha256:" + "9" * 64])]
+    assert supply(archives=other)["archive"] == supply("linux/riscv64", listed)["archive"] == ""
+    [tagged] = image_supply([{"image": "hub.example/a:1"}], listed, "linux/amd64", "")
+    assert tagged["archive"] == ""
+    # Where the lockfile has the id, that counts and nothing else.
+    assert supply(archives=listed, image_ids={"linux/amd64": "sha256:" + "8" * 64})["archive"] == ""
 
 
 def test_an_image_out_of_an_archive_is_run_by_what_docker_calls_it():

@@ -42,8 +42,21 @@ class Bundle:
         layers = [{"mediaType": LAYER, "body": each} for each in (packed, gzip.compress(b"", mtime=0), gzip.compress(b"", mtime=0))]
         return oci_artifacts.push_layers(self.registry, f"{name}:1", layers, (KIND, config(architecture)))
 
-    def want(self, pushed: str, identity: str = "", name: str = "engines/echo", platform: str = "linux/amd64") -> None:
-        self.images.append({"image": f"{self.registry}/{name}", "digest": pushed, "platform": platform, "id": identity})
+    def want(self, pushed: str, identity: str = "", name: str = "engines/echo", platform: str = "linux/amd64", **more) -> None:
+        self.images.append({"image": f"{self.registry}/{name}", "digest": pushed, "platform": platform, "id": identity, **more})
+
+    def push_list(self, name: str = "engines/echo") -> tuple[str, dict[str, str]]:
+        """(digest of the list, {architecture: digest of its image})."""
+        parts = {architecture: self.push(architecture=architecture) for architecture in ("amd64", "arm64")}
+        listed = [
+            {
+                "mediaType": oci_artifacts.OCI_MANIFEST, "digest": part, "size": 1,
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+            for architecture, part in parts.items()
+        ]
+        index = {"schemaVersion": 2, "mediaType": oci_artifacts.OCI_INDEX, "manifests": listed}
+        return oci_artifacts.push_manifest(self.registry, f"{name}:both", index), parts
 
     def bring(self, **arguments) -> dict:
         settings = {f"oci://{self.registry}/": {"plain_http": True, "retries": 0}}
@@ -68,7 +81,7 @@ def test_an_image_becomes_an_archive_by_which_docker_knows_it(bundle):
     assert brought["changed"], brought
     (image,) = brought["images"]
     assert image["id"] == f"sha256:{digest(config())}" and image["path"] == f"images/echo-{digest(config())[:16]}.tar"
-    assert read_archive(bundle.folder / image["path"]) == [(image["id"], pushed)]
+    assert read_archive(bundle.folder / image["path"]) == [(image["id"], pushed, "linux/amd64", (pushed,))]
     with tarfile.open(bundle.folder / image["path"]) as archive:
         (table,) = json.load(archive.extractfile("manifest.json"))
         layers = [archive.extractfile(name).read() for name in table["Layers"]]
@@ -91,25 +104,48 @@ def test_a_second_run_asks_nobody_and_another_one_gives_the_same_bytes(bundle, t
 
 
 def test_of_an_image_for_several_platforms_the_wanted_one_is_taken(bundle):
-    parts = {architecture: bundle.push(architecture=architecture) for architecture in ("amd64", "arm64")}
-    index = oci_artifacts.push_manifest(
-        bundle.registry, "engines/echo:both",
-        {
-            "schemaVersion": 2, "mediaType": oci_artifacts.OCI_INDEX,
-            "manifests": [
-                {
-                    "mediaType": oci_artifacts.OCI_MANIFEST, "digest": part, "size": 1,
-                    "platform": {"os": "linux", "architecture": architecture},
-                }
-                for architecture, part in parts.items()
-            ],
-        },
-    )
+    index, parts = bundle.push_list()
     bundle.want(index, platform="linux/arm64")
     (image,) = bundle.bring()["images"]
-    assert read_archive(bundle.folder / image["path"]) == [(f"sha256:{digest(config('arm64'))}", parts["arm64"])]
+    (held,) = read_archive(bundle.folder / image["path"])
+    assert (held.id, held.manifest, held.platform) == (f"sha256:{digest(config('arm64'))}", parts["arm64"], "linux/arm64")
+    assert set(held.digests) == {index, parts["arm64"]}
     bundle.images[0]["platform"] = "linux/riscv64"
     assert "not to be had for linux/riscv64" in bundle.bring()["msg"]
+
+
+def test_an_image_that_hosts_know_by_digest_has_the_proof_in_its_archive(bundle, tmp_path):
+    index, parts = bundle.push_list()
+    identity = f"sha256:{digest(config())}"
+    bundle.want(index, by_digest=True)
+    (image,) = bundle.bring()["images"]
+    assert image["id"] == identity and image["path"] == f"images/echo-{index[7:23]}-amd64.tar"
+    assert index in read_archive(bundle.folder / image["path"])[0].digests
+    # Nobody is asked again: the archive says it all.
+    registry, bundle.images[0]["image"] = bundle.registry, "127.0.0.1:1/engines/echo"
+    again = bundle.bring()
+    assert again["changed"] is False and again["images"] == [{**image, "image": "127.0.0.1:1/engines/echo"}]
+    # Of an image that is named by another digest, the same archive proves nothing.
+    bundle.images[0] = {**bundle.images[0], "image": f"{registry}/engines/echo", "digest": parts["amd64"]}
+    first = bundle.folder
+    bundle.folder = tmp_path / "second"
+    assert bundle.bring(archives=str(first / "images"))["images"][0]["path"] == f"images/echo-{parts['amd64'][7:23]}-amd64.tar"
+    bundle.images = [{**bundle.images[0], "image": "127.0.0.1:1/engines/echo", "digest": index}]
+    bundle.folder = tmp_path / "third"
+    assert bundle.bring(archives=str(first / "images"))["changed"]
+    assert (bundle.folder / image["path"]).read_bytes() == (first / image["path"]).read_bytes()
+
+
+def test_what_the_base_proves_is_left_out_and_only_that(bundle, tmp_path):
+    index, parts = bundle.push_list()
+    bundle.want(index, by_digest=True)
+    brought = bundle.bring()["images"]
+    sealed = bundle.run_module("bundle_seal", bundle=str(bundle.folder), wanted=[brought[0]["path"]], images=brought)
+    assert sealed["changed"], sealed
+    base, bundle.folder = bundle.folder, tmp_path / "second"
+    assert bundle.bring(base=str(base))["changed"] is False and not bundle.folder.exists()
+    bundle.images[0]["digest"] = parts["amd64"]
+    assert bundle.bring(base=str(base))["changed"]
 
 
 def test_what_lies_in_archives_is_copied_and_what_the_base_has_is_left_out(bundle, tmp_path):

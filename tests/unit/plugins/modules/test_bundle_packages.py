@@ -7,11 +7,12 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import Deb, index_text, listed, parse_uris
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import Deb, index_entries, index_text, listed, parse_uris
 from ansible_collections.localfirst.llm_fleet.tests.unit.support import apt_root
 
 pytestmark = pytest.mark.skipif(not apt_root.usable(), reason="apt of this machine, and root, are needed")
@@ -132,6 +133,80 @@ def test_faults_say_what_to_do_and_this_machine_is_left_alone(side):
     assert sorted(Path("/var/lib/apt/lists").glob("*")) == before
 
 
+@pytest.fixture(scope="module")
+def nvidia(tmp_path_factory):
+    """The double of NVIDIA's repository, signed, over HTTP."""
+    folder = apt_root.build_repository(tmp_path_factory.mktemp("nvidia") / "repository")
+    with apt_root.serve(folder) as url:
+        yield {"url": url, "suite": "/", "components": [], "key": f"{url}nvidia-double.asc"}
+
+
+def versions(paths: list[str], *names: str) -> set[str]:
+    return {path.rpartition("/")[2].removesuffix("_all.deb") for path in paths if path.rpartition("/")[2].partition("_")[0] in names}
+
+
+TOOLKIT = ["libnvidia-container1", "libnvidia-container-tools", "nvidia-container-toolkit-base", "nvidia-container-toolkit"]
+
+
+def test_packages_from_elsewhere_come_beside_the_others_and_in_one_version(side, nvidia):
+    side.offer(("python3", "3.11"))
+    toolkit = {"packages": TOOLKIT, "version": "1.17.8-1", "repository": nvidia}
+    brought = side.bring(["server"], elsewhere=[toolkit])
+    assert versions(brought["paths"], *TOOLKIT) == {f"{name}_1.17.8-1" for name in TOOLKIT}
+    assert f"{PLACE}/server_2.0-1_amd64.deb" in brought["paths"] and f"{PLACE}/python3_3.11_amd64.deb" in brought["paths"]
+    assert set(listed((side.bundle / PLACE / "Packages").read_text())) == {path.rpartition("/")[2] for path in brought["paths"][2:]}
+    again = side.bring(["server"], elsewhere=[toolkit])
+    assert again["changed"] is False and again["paths"] == brought["paths"]
+    newest = side.bring(["server"], elsewhere=[{**toolkit, "version": ""}])
+    assert versions(newest["paths"], *TOOLKIT) == {f"{name}_1.18.0-1" for name in TOOLKIT}
+
+
+def test_a_driver_comes_with_all_of_its_version_though_there_are_newer_ones(side, nvidia):
+    side.offer(("python3", "3.11"))
+    driver = {
+        "packages": ["nvidia-driver-cuda", "nvidia-kernel-open-dkms"], "companions": ["libcuda1", "libnvidia-[!c]*", "nvidia-*"],
+        "beside": ["dkms"], "optional": ["linux-headers-6.1.0-99-amd64", "nvlsm"], "repository": nvidia,
+    }
+    libraries = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "libcuda1", "libnvidia-ml1", "nvidia-persistenced", "nvidia-modprobe")
+    for version, got in (("580", "580.105.08-1"), ("580.95.05", "580.95.05-1"), ("590.*", "590.48.01-1")):
+        paths = side.bring(["server"], elsewhere=[{**driver, "version": version}])["paths"]
+        assert versions(paths, *libraries) == {f"{name}_{got}" for name in libraries}
+        assert versions(paths, "dkms", "linux-headers-6.1.0-99-amd64") == {"dkms_99-1", "linux-headers-6.1.0-99-amd64_1.0-1"}
+
+
+def test_two_versions_from_elsewhere_lie_side_by_side_and_others_do_not_see_them(side, nvidia, tmp_path):
+    side.offer(("python3", "3.11"), ("dkms", "3.0.10"))
+    sets = [{"packages": TOOLKIT, "version": version, "repository": nvidia} for version in ("1.17.8", "1.18.0")]
+    paths = side.bring(["server", "dkms"], elsewhere=sets)["paths"]
+    assert len(versions(paths, *TOOLKIT)) == 8
+    # The repository has a newer dkms, which nobody asked it for.
+    assert f"{PLACE}/dkms_3.0.10_amd64.deb" in paths and versions(paths, "dkms") == {"dkms_3.0.10_amd64.deb"}
+
+
+def test_a_repository_that_cannot_be_had_is_told_with_its_address(side, nvidia):
+    wish = {"packages": TOOLKIT, "repository": {**nvidia, "url": "http://127.0.0.1:1/gone/"}}
+    said = side.bring(["server"], elsewhere=[wish])["msg"]
+    assert "http://127.0.0.1:1/gone/" in said and "llm_fleet_bundle_nvidia" in said
+    said = side.bring(["server"], elsewhere=[{"packages": TOOLKIT, "version": "9.9", "repository": nvidia}])["msg"]
+    assert "9.9 is not on offer" in said and "1.18.0-1" in said
+    other = side.bring(["server"], elsewhere=[{"packages": TOOLKIT, "repository": {**nvidia, "key": "/nowhere.asc"}}])["msg"]
+    assert "/nowhere.asc" in other
+
+
+def test_a_repository_that_the_sources_have_already_is_read_once(side, nvidia, tmp_path):
+    """As in bundles whose operator named it among the sources, with a key of their own."""
+    side.offer(("python3", "3.11"))
+    key = tmp_path / "key.asc"
+    with urllib.request.urlopen(nvidia["key"]) as answer:
+        key.write_bytes(answer.read())
+    sources = f"deb [trusted=yes] file:{side.repository} ./\ndeb [signed-by={key}] {nvidia['url']} /"
+    brought = side.run_module(
+        "bundle_packages", bundle=str(side.bundle), distribution="debian-12-amd64", sets=[["server"]], sources=sources,
+        elsewhere=[{"packages": TOOLKIT, "repository": nvidia}],
+    )
+    assert versions(brought["paths"], *TOOLKIT) == {f"{name}_1.18.0-1" for name in TOOLKIT}
+
+
 def test_what_apt_prints_is_read_whatever_else_it_says():
     printed = "W: something\n'http://x/y/libc6_2.36-9%2bdeb12u1_amd64.deb' libc6_2.36-9+deb12u1_amd64.deb 5 SHA256:00\n'x' nothing 3 \n"
     epoch = "'file:/r/./a_1%3a2_all.deb' a_1%3a2_all.deb 7 MD5Sum:11\n"
@@ -139,4 +214,4 @@ def test_what_apt_prints_is_read_whatever_else_it_says():
     stanza = "Package: a\nVersion: 1:2\nArchitecture: all\nFilename: pool/a_2_all.deb\nSize: {size}\nSHA256: {sha256}\n"
     both = "\n".join(stanza.format(size=size, sha256=str(size) * 64) for size in (6, 7))
     # Two sources with one version: the one that was fetched.
-    assert listed(index_text(both, [Deb("a", "1:2", "all", 7)])) == {"a_2_all.deb": "7" * 64}
+    assert listed(index_text(index_entries(both, [Deb("a", "1:2", "all", 7)]))) == {"a_2_all.deb": "7" * 64}

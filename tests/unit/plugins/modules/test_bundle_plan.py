@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import blob_path
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_plan import plan_bundle
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.bundle_builders import Writer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.lock_builders import PROFILES, lock, model
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import digest
@@ -56,6 +57,24 @@ def test_images_come_once_for_each_platform(ask):
         ("registry.example/dcgm", "linux/amd64"), ("registry.example/dcgm", "linux/arm64"),
     ]
     assert "registry/repository@sha256" in ask(images=["registry.example/dcgm:latest"])["msg"]
+
+
+def test_what_no_lockfile_has_an_id_of_is_known_by_its_digest():
+    engine = {"image": "hub.example/llamacpp", "digest": f"sha256:{'ab' * 32}", "ids": {"linux/amd64": f"sha256:{'12' * 32}"}}
+    chosen, lock = [({"name": "tiny", "engine": "llamacpp"}, "")], {"images": {"llamacpp": engine}}
+    locked, more = f"{engine['image']}@{engine['digest']}", f"hub.example/dcgm@sha256:{'cd' * 32}"
+
+    def images(*further: str) -> list[tuple]:
+        plan, faults = plan_bundle(chosen, lock, "lock", further, ["linux/amd64", "linux/arm64"], None)
+        assert not faults
+        return [(each["image"].rpartition("/")[2], each["platform"][6:], bool(each["id"]), each["by_digest"]) for each in plan.images]
+
+    assert images(more) == [
+        ("llamacpp", "amd64", True, False), ("llamacpp", "arm64", False, True),
+        ("dcgm", "amd64", False, True), ("dcgm", "arm64", False, True),
+    ]
+    # An engine's image that somebody asks for by its digest as well: one archive for both, with the proof.
+    assert images(locked) == [("llamacpp", "amd64", True, True), ("llamacpp", "arm64", False, True)]
 
 
 def test_what_the_base_has_is_not_fetched(ask, tmp_path, run_module):

@@ -22,7 +22,7 @@ def archive(path):
 def test_it_tells_the_images_of_all_archives(run_module, tmp_path):
     archive(tmp_path / "a.tar")
     result = run_module("image_archive_info", directory=str(tmp_path))
-    image = {"id": f"sha256:{hashlib.sha256(CONFIG).hexdigest()}", "manifest": ""}
+    image = {"id": f"sha256:{hashlib.sha256(CONFIG).hexdigest()}", "manifest": "", "platform": "linux/amd64", "digests": []}
     assert result["archives"] == [{"path": str(tmp_path / "a.tar"), "images": [image]}] and not result["changed"]
 
 

@@ -25,6 +25,7 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.support.role_template i
 REPO = Path(__file__).resolve().parents[4]
 DOUBLE = REPO / "testbed/doubles/dcgm_exporter/dcgm_exporter.py"
 DIGEST = "sha256:" + "0f" * 32
+IMAGE = f"registry.example:5000/nvidia/dcgm-exporter@{DIGEST}"
 WHOLE, PARTED, LOST = (f"GPU-{n}1111111-2222-3333-4444-555555555555" for n in "abc")
 SCENARIO = {
     "driver": "580.95.05",
@@ -44,7 +45,7 @@ SCENARIO = {
 def role(**variables) -> Role:
     return Role("dcgm_exporter", **{
         "ansible_managed": "managed", "llm_fleet_address": "10.0.0.5", "llm_fleet_ca_dir": "/srv/ca",
-        "llm_fleet_monitor_password": "s3cret", "dcgm_exporter_image": f"registry.example:5000/nvidia/dcgm-exporter@{DIGEST}", **variables,
+        "llm_fleet_monitor_password": "s3cret", "dcgm_exporter_image": IMAGE, "llm_fleet_image_names": {IMAGE: IMAGE}, **variables,
     })
 
 
@@ -98,6 +99,10 @@ def test_the_container_is_closed_and_comes_back():
     assert arguments["device_requests"] == [{"driver": "nvidia", "count": -1, "capabilities": [["gpu"]]}]
     assert container(llm_fleet_address="fd00::5")["published_ports"] == ["[fd00::5]:9400:9400"]
     assert container(dcgm_exporter_device_requests=[])["device_requests"] == "omitted"
+
+
+def test_an_image_out_of_an_archive_is_run_by_what_docker_calls_it():
+    assert container()["image"] == IMAGE and container(llm_fleet_image_names={IMAGE: "sha256:5"})["image"] == "sha256:5"
 
 
 def test_profiling_asks_for_one_capability():

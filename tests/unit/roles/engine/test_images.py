@@ -52,9 +52,9 @@ class Node:
                 member.size = len(body)
                 archive.addfile(member, io.BytesIO(body))
 
-    def bring(self, *options, ids=None, **variables):
+    def bring(self, *options, ids=None, image=IMAGE, **variables):
         """Run the tasks; returns the process and, where they did not fail, what each image is run by."""
-        record = {"image": IMAGE, "container": {}, **({"image_ids": ids} if ids else {})}
+        record = {"image": image, "container": {}, **({"image_ids": ids} if ids else {})}
         instance = {"id": "tiny-0-a", "model": "tiny", "version": "1", "release": "r", "port": 1, "gpus": [], "record": record}
         play = {
             "hosts": "localhost",
@@ -74,7 +74,7 @@ class Node:
                 },
                 {
                     "name": "Tell",
-                    "ansible.builtin.copy": {"content": "{{ __engine_image_names | to_json }}", "dest": str(self.folder / "names.json")},
+                    "ansible.builtin.copy": {"content": "{{ llm_fleet_image_names | to_json }}", "dest": str(self.folder / "names.json")},
                     "check_mode": False,
                     "changed_when": False,
                 },
@@ -130,6 +130,32 @@ def test_where_containerd_keeps_images_they_are_known_by_the_manifest_of_the_arc
         done, _names = node.bring(**archives)
         assert done.returncode != 0 and "llm_fleet_image_mirror" in done.stdout
         assert list((node.folder / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("containerd", [False, True])
+def test_without_a_lockfile_the_digest_in_the_name_has_to_lead_to_the_archived_image(tmp_path, containerd):
+    """As role dcgm_exporter has its image: registries know it by its manifest, Docker by what that names."""
+    image, other = (f"hub.example/dcgm-exporter@{digest}" for digest in (MANIFEST_ID, "sha256:" + "0" * 64))
+    with (node := Node(tmp_path, containerd)).docker:
+        archives = {"engine_image_archives": str(node.archives)}
+        node.archive(NEW)
+        assert node.bring(image=image, **archives)[1] == {image: MANIFEST_ID if containerd else ID}
+        done, _names = node.bring(image=image, **archives)
+        assert "changed=0" in done.stdout and (node.docker.loads, node.docker.pulls) == (1, [])
+        # Another digest is another image, whatever the archive is called.
+        assert node.bring(image=other, **archives)[1] == {other: other} and node.docker.pulls == [other]
+        # Nor is one that came without the bytes that would prove it: it may have any manifest.
+        node.archive(OLD)
+        assert node.bring(image=image, **archives)[1] == {image: image} and node.docker.pulls == [other, image]
+
+
+def test_what_is_not_to_be_had_is_told_with_what_to_do(node):
+    node.archive(OLD)
+    node.docker.refuses = True
+    done, _names = node.bring(engine_image_archives=str(node.archives))
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0 and f"{node.archives} proves to hold {IMAGE} for linux/amd64" in said
+    assert "import a bundle that has the image" in said and "no such host" in said
 
 
 def test_a_damaged_archive_stops_before_anything_is_loaded(node):

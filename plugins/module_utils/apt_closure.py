@@ -75,12 +75,6 @@ class AptClosure:
                     (folder / path.name).symlink_to(path)
         url, suite, components, key = self.repository
         place = apt_sources.place(url, suite, self.architecture)
-        target = self._apt("indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages").splitlines()
-        known = [words for words in map(str.split, target) if apt_sources.place(*words[:2], self.architecture) == place]
-        components = [name for name in components if name not in {words[-1] for words in known}]
-        # What is read already would be a warning, which counts as an error here.
-        if known and not components:
-            return
         there = [entry for path in folder.iterdir() for entry in apt_sources.parse(path.name, path.read_text(encoding="utf-8"))]
         try:
             # apt reads no source at all where two of one place name different keys.

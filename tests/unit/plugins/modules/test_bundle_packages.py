@@ -193,7 +193,7 @@ def test_a_repository_that_cannot_be_had_is_told_with_its_address(side, nvidia):
     assert "/nowhere.asc" in other
 
 
-def test_a_repository_that_the_sources_have_already_is_read_once(side, nvidia, tmp_path):
+def test_a_repository_that_the_sources_have_already_goes_by_the_key_that_they_name(side, nvidia, tmp_path):
     """As in bundles whose operator named it among the sources, with a key of their own."""
     side.offer(("python3", "3.11"))
     key = tmp_path / "key.asc"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Callable, TypeVar
 
 Item = TypeVar("Item")
@@ -30,21 +30,27 @@ class SideBySide:
             raise Stopped
 
     def each(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results in the order of `items`. The first error stops everything else and is raised."""
+        """The results in the order of `items`. An error stops everything else and is raised."""
         if self.at_once == 1:
             return [work(item) for item in items]
         with ThreadPoolExecutor(self.at_once, "beside") as executor:
             futures = [executor.submit(self._one, work, item) for item in items]
             try:
-                done, _under_way = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
+                wait(futures)
             except BaseException:
                 self._stopped.set()
-                executor.shutdown(wait=False, cancel_futures=True)
                 raise
+        # Those that were stopped say nothing of why.
+        for error in (future.exception() for future in futures):
+            if error is not None and not isinstance(error, Stopped):
+                raise error
         return [future.result() for future in futures]
 
     def _one(self, work: Callable[[Item], Result], item: Item) -> Result:
         self.go_on()
-        return work(item)
+        try:
+            return work(item)
+        except BaseException:
+            # Here and at once: whoever has nothing to do takes the next item up right away.
+            self._stopped.set()
+            raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -42,8 +43,9 @@ def test_the_first_error_stops_what_runs_and_begins_nothing_more():
             running.wait(20)
             raise ValueError(item)
         running.set()
+        deadline = time.monotonic() + 20
         try:
-            while True:
+            while time.monotonic() < deadline:
                 workers.go_on()
         except Stopped:
             seen.append(f"{item} stopped")

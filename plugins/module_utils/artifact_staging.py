@@ -176,9 +176,8 @@ class Staging:
                 return
             rest = store.rest(file)
             with self._counting:
-                if file.sha256 not in self._counted:
+                if self._counted.pop(file.sha256, None) is None:
                     self.progress.total += rest
-                self._counted.pop(file.sha256, None)
             brought.actions.append(content_action(file, state, rest))
             brought.bytes_moved = fetcher.fetch(artifact, file, part)
             store.adopt(part)

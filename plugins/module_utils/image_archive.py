@@ -39,6 +39,10 @@ class ArchivedImage(NamedTuple):
     platform: str
     digests: tuple[str, ...]
 
+    def proves(self, digest: str, platform: str) -> bool:
+        """Whether this is what a registry has under a digest, for a platform."""
+        return digest in self.digests and self.platform == platform
+
 
 class BadArchive(Exception):
     """An archive that cannot be used, as a fault."""

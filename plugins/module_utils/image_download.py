@@ -75,7 +75,7 @@ class ImageDownload:
     def is_in(self, images: Iterable[ArchivedImage]) -> str:
         """What Docker calls it where it is one of the images of an archive; empty where it is none of them."""
         for image in images:
-            proven = self.wanted["digest"] in image.digests and image.platform == self.wanted["platform"]
+            proven = image.proves(self.wanted["digest"], self.wanted["platform"])
             if (proven and self.wanted["id"] in ("", image.id)) if self.by_digest else image.id == self.identity:
                 return image.id
         return ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import ArchivedImage
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.words import IMAGE
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*(?::[0-9]{1,5})?")
@@ -56,8 +57,7 @@ def _is_meant(record: dict[str, Any], image: dict[str, Any], platform: str) -> b
     wanted = (record.get("image_ids") or {}).get(platform)
     if wanted:
         return image["id"] == wanted
-    digest = record["image"].partition("@")[2]
-    return digest in image["digests"] and image["platform"] == platform
+    return ArchivedImage(**image).proves(record["image"].partition("@")[2], platform)
 
 
 def images_to_load(supply: list[dict[str, Any]], standing: list[dict[str, Any]]) -> list[dict[str, Any]]:

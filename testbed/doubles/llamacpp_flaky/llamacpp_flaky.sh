@@ -44,4 +44,8 @@ while kill -0 "$server" 2>/dev/null; do
     status=0
     wait "$server" || status=$?
 done
+# Where the server ended at the same moment, the waiting above told of the signal (143). A shell that has told of the server knows it no more (127).
+last=0
+wait "$server" 2>/dev/null || last=$?
+[ "$last" -eq 127 ] || status=$last
 exit "$status"

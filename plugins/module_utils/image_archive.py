@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,10 +52,10 @@ class BadArchive(Exception):
         self.fault = Fault(what, str(path), MAKE_ANEW)
 
 
-def read_archives(folder: Path) -> tuple[list[dict[str, Any]], list[Fault]]:
-    """The archives in a folder, each with its images, and what is wrong with them."""
+def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Fault]]:
+    """The archives in some folders, each with its images, and what is wrong with them."""
     archives, faults = [], []
-    for path in sorted(path for path in folder.iterdir() if path.suffix == ".tar"):
+    for path in [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".tar"]:
         try:
             images = read_archive(path)
         except BadArchive as error:

@@ -45,8 +45,10 @@ options:
         type: bool
         default: false
   archives:
-    description: Directory with images as C(*.tar) that are there already.
-    type: path
+    description: Directories with images as C(*.tar) that are there already.
+    type: list
+    elements: path
+    default: []
   sources:
     description:
       - How registries are asked, the variable C(llm_fleet_sources) as JSON.
@@ -167,8 +169,7 @@ class BundleImages:
 
     def _archived(self) -> list[tuple[str, ArchivedImage]]:
         """What lies here already. A broken archive is no reason not to ask the registry."""
-        folder = Path(self.params["archives"] or "")
-        archives = read_archives(folder)[0] if self.params["archives"] and folder.is_dir() else []
+        archives, _faults = read_archives(folder for path in self.params["archives"] if (folder := Path(path)).is_dir())
         # One that holds others beside it would carry them along.
         return [(each["path"], ArchivedImage(**each["images"][0])) for each in archives if len(each["images"]) == 1]
 
@@ -201,7 +202,7 @@ def main() -> None:
                     "by_digest": {"type": "bool", "default": False},
                 },
             },
-            "archives": {"type": "path"},
+            "archives": {"type": "list", "elements": "path", "default": []},
             "sources": {"type": "str", "no_log": True},
             "base": {"type": "path"},
             "reserve": {"type": "int", "default": 1024**3},

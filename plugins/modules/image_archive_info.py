@@ -9,13 +9,14 @@ module: image_archive_info
 short_description: Tells what container images archives hold
 version_added: 0.1.0
 description:
-  - Reads the tables of contents of all C(*.tar) files in a directory, as C(docker save) and C(skopeo copy) write them.
+  - Reads the tables of contents of all C(*.tar) files in some directories, as C(docker save) and C(skopeo copy) write them.
   - Names of images are not believed. An image is known by the digest of its configuration, made of the bytes in the archive.
   - Runs on the controller. Neither Docker nor a registry is needed.
 options:
-  directory:
-    description: The directory.
-    type: path
+  directories:
+    description: The directories, by absolute path.
+    type: list
+    elements: path
     required: true
 author:
   - localfirst.llm_fleet contributors (@localfirst)
@@ -34,13 +35,13 @@ attributes:
 EXAMPLES = r"""
 - name: See which images lie here
   localfirst.llm_fleet.image_archive_info:
-    directory: /srv/fleet/images
+    directories: [/srv/fleet/images]
   delegate_to: localhost
 """
 
 RETURN = r"""
 archives:
-  description: The archives, by name.
+  description: The archives, by directory and name.
   type: list
   elements: dict
   returned: success
@@ -72,11 +73,12 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive
 
 
 def main() -> None:
-    module = AnsibleModule(argument_spec={"directory": {"type": "path", "required": True}}, supports_check_mode=True)
-    folder = Path(module.params["directory"])
-    if not folder.is_dir():
-        module.fail_json(msg=f"There is no directory {folder}. Make it, or take it out of llm_fleet_image_archives.")
-    archives, faults = read_archives(folder)
+    module = AnsibleModule(argument_spec={"directories": {"type": "list", "elements": "path", "required": True}}, supports_check_mode=True)
+    folders = [Path(folder) for folder in module.params["directories"]]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        module.fail_json(msg=f"There is no directory {', '.join(missing)}. Make it, or take it out of llm_fleet_image_archives.")
+    archives, faults = read_archives(folders)
     if faults:
         module.fail_json(msg=f"Archives of images that cannot be used:\n{listing(faults)}")
     module.exit_json(changed=False, archives=archives)

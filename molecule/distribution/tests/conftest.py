@@ -106,3 +106,27 @@ def small_disk(fleet):
     yield mount
     for host in hosts:
         fleet.shell(host, f"umount -l {STORE}")
+
+
+@pytest.fixture
+def guarded(fleet):
+    """`guarded("depot1", "gpu1", "gpu2")`: the first host's firewall lets the others bring files from it, and nobody else."""
+    hosts = []
+
+    def load(host: str, *peers: str) -> None:
+        hosts.append(host)
+        addresses = ", ".join(fleet.address(peer) for peer in peers)
+        fleet.shell(host, f"""
+            nft list table inet llm_fleet > /tmp/llm_fleet.nft 2>/dev/null || true
+            nft -f - <<'END'
+            add table inet llm_fleet
+            add set inet llm_fleet peers_v4 {{ type ipv4_addr; }}
+            add element inet llm_fleet peers_v4 {{ {addresses} }}
+            add chain inet llm_fleet guard {{ type filter hook input priority -6; }}
+            add rule inet llm_fleet guard tcp dport 8446 ip saddr != @peers_v4 ct direction original drop
+END
+        """)
+
+    yield load
+    for host in hosts:
+        fleet.shell(host, "nft delete table inet llm_fleet; nft -f /tmp/llm_fleet.nft; rm /tmp/llm_fleet.nft")

@@ -201,6 +201,19 @@ def test_two_versions_share_files(operator, outside, stores, fleet, bare):
 
 
 @pytest.mark.long
+def test_a_new_node_is_let_in_where_the_rules_are_older_than_it(operator, outside, stores, fleet, bare, guarded):
+    guarded("depot1", "depot1", "gpu1")
+    guarded("gpu1", "depot1", "gpu1")
+    models = both(outside, "late", 411)
+    operator.lock(models)
+    (sha256,), began = operator.digests("late"), time.time()
+    done = operator.stage(models, *P2P)
+    assert from_depot(stores, sha256, "gpu2", began) == 0, said(done)[-3000:]
+    again = operator.stage(models, *P2P)
+    assert set(changed(again).values()) == {0}
+
+
+@pytest.mark.long
 def test_a_limited_bandwidth_holds(operator, outside, bare, fleet):
     models = both(outside, "limited", 410)
     operator.lock(models)

@@ -125,7 +125,7 @@ def test_what_is_said_about_an_image_is_no_image(tmp_path):
 )
 def test_an_archive_that_is_not_whole_is_a_fault(tmp_path, files):
     write(tmp_path / "a.tar", files)
-    archives, faults = read_archives(tmp_path)
+    archives, faults = read_archives([tmp_path])
     assert archives == [] and [fault.where for fault in faults] == [str(tmp_path / "a.tar")]
 
 
@@ -136,7 +136,7 @@ def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "README.md").write_text("no archive")
     good = write(tmp_path / "good.tar", old())
-    archives, faults = read_archives(tmp_path)
+    archives, faults = read_archives([tmp_path])
     assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": "", "platform": "linux/amd64", "digests": []}]}]
     assert [fault.where for fault in faults] == [str(tmp_path / name) for name in ("cut.tar", "folder.tar", "text.tar")]
 
@@ -147,4 +147,4 @@ def test_nothing_that_an_archive_can_hold_raises(tmp_path, files, data):
     path = write(tmp_path / "a.tar", files)
     whole = path.read_bytes()
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    read_archives(tmp_path)
+    read_archives([tmp_path])

@@ -129,10 +129,10 @@ def test_an_image_that_hosts_know_by_digest_has_the_proof_in_its_archive(bundle,
     bundle.images[0] = {**bundle.images[0], "image": f"{registry}/engines/echo", "digest": parts["amd64"]}
     first = bundle.folder
     bundle.folder = tmp_path / "second"
-    assert bundle.bring(archives=str(first / "images"))["images"][0]["path"] == f"images/echo-{parts['amd64'][7:23]}-amd64.tar"
+    assert bundle.bring(archives=[str(first / "images")])["images"][0]["path"] == f"images/echo-{parts['amd64'][7:23]}-amd64.tar"
     bundle.images = [{**bundle.images[0], "image": "127.0.0.1:1/engines/echo", "digest": index}]
     bundle.folder = tmp_path / "third"
-    assert bundle.bring(archives=str(first / "images"))["changed"]
+    assert bundle.bring(archives=[str(first / "images")])["changed"]
     assert (bundle.folder / image["path"]).read_bytes() == (first / image["path"]).read_bytes()
 
 
@@ -153,7 +153,7 @@ def test_what_lies_in_archives_is_copied_and_what_the_base_has_is_left_out(bundl
     brought = bundle.bring()["images"]
     bundle.images[0]["image"] = "127.0.0.1:1/engines/echo"
     first, bundle.folder = bundle.folder, tmp_path / "second"
-    assert bundle.bring(archives=str(first / "images"))["changed"]
+    assert bundle.bring(archives=[str(first / "images")])["changed"]
     assert (bundle.folder / brought[0]["path"]).read_bytes() == (first / brought[0]["path"]).read_bytes()
     sealed = bundle.run_module("bundle_seal", bundle=str(first), wanted=[brought[0]["path"]], images=brought)
     assert sealed["changed"], sealed

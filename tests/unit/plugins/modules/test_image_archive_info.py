@@ -20,14 +20,19 @@ def archive(path):
 
 
 def test_it_tells_the_images_of_all_archives(run_module, tmp_path):
-    archive(tmp_path / "a.tar")
-    result = run_module("image_archive_info", directory=str(tmp_path))
+    own, imported = tmp_path / "own", tmp_path / "imported"
+    for folder in (own, imported):
+        folder.mkdir()
+        archive(folder / "a.tar")
+    result = run_module("image_archive_info", directories=[str(own), str(imported)])
     image = {"id": f"sha256:{hashlib.sha256(CONFIG).hexdigest()}", "manifest": "", "platform": "linux/amd64", "digests": []}
-    assert result["archives"] == [{"path": str(tmp_path / "a.tar"), "images": [image]}] and not result["changed"]
+    assert result["archives"] == [{"path": str(folder / "a.tar"), "images": [image]} for folder in (own, imported)]
+    assert not result["changed"]
 
 
 def test_it_names_what_is_wrong(run_module, tmp_path):
     archive(tmp_path / "a.tar")
     (tmp_path / "b.tar").write_text("no archive")
-    assert "b.tar" in run_module("image_archive_info", directory=str(tmp_path))["msg"]
-    assert "nowhere" in run_module("image_archive_info", directory=str(tmp_path / "nowhere"))["msg"]
+    assert "b.tar" in run_module("image_archive_info", directories=[str(tmp_path)])["msg"]
+    told = run_module("image_archive_info", directories=[str(tmp_path / "nowhere"), str(tmp_path), str(tmp_path / "lost")])["msg"]
+    assert f"no directory {tmp_path}/nowhere, {tmp_path}/lost" in told

@@ -95,7 +95,7 @@ def node(tmp_path):
 
 def test_an_image_out_of_an_archive_is_loaded_once_and_run_by_its_id(node):
     node.archive(OLD)
-    archives = {"engine_image_archives": str(node.archives), "ids": {"linux/amd64": ID}}
+    archives = {"engine_image_archives": [str(node.archives)], "ids": {"linux/amd64": ID}}
     done, _names = node.bring("--check", **archives)
     assert f"load {IMAGE}" in done.stdout and node.docker.loads == 0
     done, names = node.bring(**archives)
@@ -106,10 +106,20 @@ def test_an_image_out_of_an_archive_is_loaded_once_and_run_by_its_id(node):
     assert list((node.folder / "work").iterdir()) == []
 
 
+def test_imported_images_are_there_whatever_else_is(node):
+    """Directories of the inventory's own do not hide what bundles brought."""
+    node.archive(OLD)
+    node.archives.rename(node.folder / "images")
+    node.archives.mkdir()
+    variables = {"engine_image_archives": [str(node.archives)], "llm_fleet_bundle_dir": str(node.folder)}
+    assert node.bring(ids={"linux/amd64": ID}, **variables)[1] == {IMAGE: ID}
+    assert (node.docker.loads, node.docker.pulls) == (1, [])
+
+
 def test_what_no_archive_holds_is_pulled_by_digest_from_the_mirror(node):
     node.archive(OLD)
     reference = IMAGE.replace("ghcr.io", "hub.example/mirror")
-    variables = {"engine_image_archives": str(node.archives), "engine_image_mirror": "hub.example/mirror"}
+    variables = {"engine_image_archives": [str(node.archives)], "engine_image_mirror": "hub.example/mirror"}
     assert node.bring(ids={"linux/amd64": "sha256:" + "0" * 64}, **variables)[1] == {IMAGE: reference}
     assert node.bring(**variables)[1] == {IMAGE: reference}
     assert (node.docker.loads, node.docker.pulls) == (0, [reference])
@@ -122,7 +132,7 @@ def test_without_mirror_and_archives_an_image_comes_from_its_registry(node):
 
 def test_where_containerd_keeps_images_they_are_known_by_the_manifest_of_the_archive(tmp_path):
     with (node := Node(tmp_path, containerd=True)).docker:
-        archives = {"engine_image_archives": str(node.archives), "ids": {"linux/amd64": ID}}
+        archives = {"engine_image_archives": [str(node.archives)], "ids": {"linux/amd64": ID}}
         node.archive(NEW)
         assert node.bring(**archives)[1] == {IMAGE: MANIFEST_ID}
         node.docker.images.clear()
@@ -137,7 +147,7 @@ def test_without_a_lockfile_the_digest_in_the_name_has_to_lead_to_the_archived_i
     """As role dcgm_exporter has its image: registries know it by its manifest, Docker by what that names."""
     image, other = (f"hub.example/dcgm-exporter@{digest}" for digest in (MANIFEST_ID, "sha256:" + "0" * 64))
     with (node := Node(tmp_path, containerd)).docker:
-        archives = {"engine_image_archives": str(node.archives)}
+        archives = {"engine_image_archives": [str(node.archives)]}
         node.archive(NEW)
         assert node.bring(image=image, **archives)[1] == {image: MANIFEST_ID if containerd else ID}
         done, _names = node.bring(image=image, **archives)
@@ -152,7 +162,7 @@ def test_without_a_lockfile_the_digest_in_the_name_has_to_lead_to_the_archived_i
 def test_what_is_not_to_be_had_is_told_with_what_to_do(node):
     node.archive(OLD)
     node.docker.refuses = True
-    done, _names = node.bring(engine_image_archives=str(node.archives))
+    done, _names = node.bring(engine_image_archives=[str(node.archives)])
     said = " ".join(done.stdout.split())
     assert done.returncode != 0 and f"{node.archives} proves to hold {IMAGE} for linux/amd64" in said
     assert "import a bundle that has the image" in said and "no such host" in said
@@ -160,5 +170,5 @@ def test_what_is_not_to_be_had_is_told_with_what_to_do(node):
 
 def test_a_damaged_archive_stops_before_anything_is_loaded(node):
     (node.archives / "engines.tar").write_bytes(b"half of it")
-    done, _names = node.bring(engine_image_archives=str(node.archives), ids={"linux/amd64": ID})
+    done, _names = node.bring(engine_image_archives=[str(node.archives)], ids={"linux/amd64": ID})
     assert done.returncode != 0 and "engines.tar" in done.stdout and node.docker.loads == 0

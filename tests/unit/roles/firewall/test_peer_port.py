@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.role_template import Role
@@ -39,3 +40,28 @@ def test_the_port_follows_the_distribution():
     assert Role("firewall", llm_fleet_distribution="http", llm_fleet_peer_port="8500").evaluate("firewall_peer_port") == 0
     assert Role("firewall").evaluate("firewall_peer_port") == 0
     assert Role("model_peer", llm_fleet_peer_port="8500").evaluate("model_peer_port") == 8500
+
+
+def loaded(**sets: list[str]) -> dict:
+    """What `nft --json list table inet llm_fleet` prints (nftables 1.0.6); a set without elements has no `elem`."""
+    about = [{"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}},
+             {"table": {"family": "inet", "name": "llm_fleet", "handle": 9}}]
+    for name, addresses in sets.items():
+        about.append({"set": {"family": "inet", "name": name, "table": "llm_fleet", "type": "ipv4_addr", "handle": 1,
+                              **({"elem": addresses} if addresses else {})}})
+    return {"rc": 0, "stdout": json.dumps({"nftables": about})}
+
+
+def lacking(table: dict) -> list[str]:
+    return Role("firewall", firewall_peers=[*PEERS, "10.0.20.21"], __firewall_table=table).evaluate("__firewall_peers_lacking")
+
+
+def test_only_peers_that_are_new_are_let_in():
+    assert lacking(loaded(gateways_v4=["10.0.0.5"], peers_v4=["10.0.20.21"], peers_v6=[])) == ["10.0.0.5", "fd00::5"]
+    assert lacking(loaded(peers_v4=["10.0.0.5", "10.0.20.21", "10.0.0.9"], peers_v6=["fd00::5"])) == []
+
+
+def test_rules_that_know_of_no_peers_stay_as_they_are():
+    assert lacking(loaded(gateways_v4=["10.0.0.11"], peers_v4=[], peers_v6=[])) == []
+    assert lacking({"rc": 1, "stdout": "", "stderr": "Error: No such file or directory"}) == []
+    assert lacking({"rc": 2, "msg": "Error executing command: [Errno 2] No such file or directory: b'/usr/sbin/nft'"}) == []

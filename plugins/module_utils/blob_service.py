@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_server import BlobServer, Contents, Tls
 
@@ -92,10 +93,10 @@ class BlobService:
         if note is None:
             for lease in self.leases.glob("*"):
                 lease.unlink()
-            self._write(self.listing, files)
+            _write(self.listing, files)
             return self._launch(wanted)
         if self.lacking(files):
-            self._write(self.listing, {**self._listed(), **files})
+            _write(self.listing, {**self._listed(), **files})
         return note
 
     def lease(self, name: str | None) -> str:
@@ -156,7 +157,7 @@ class BlobService:
             os.close(log)
             server.server_close()
             note = {"pid": pid, "url": server.url, "port": server.server_port, "fingerprint": wanted.fingerprint()}
-            self._write(self.note, note)
+            _write(self.note, note)
             return note
 
     def _server(self, wanted: Wanted) -> BlobServer:
@@ -184,12 +185,6 @@ class BlobService:
         except (OSError, ValueError):
             return {}
 
-    def _write(self, path: Path, data: dict) -> None:
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text(json.dumps(data, sort_keys=True), encoding="utf-8")
-        fresh.chmod(0o600)
-        os.replace(fresh, path)
-
 
 def _live(server: BlobServer, keep: set[int], log: int) -> NoReturn:
     """The life of the server's process. It never returns into the program that it is a copy of."""
@@ -212,3 +207,7 @@ def _live(server: BlobServer, keep: set[int], log: int) -> NoReturn:
         code = 0
     finally:
         os._exit(code)
+
+
+def _write(path: Path, data: dict) -> None:
+    whole_files.write(path, json.dumps(data, sort_keys=True), 0o600)

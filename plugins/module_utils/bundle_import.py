@@ -10,12 +10,12 @@ Files of models do not stay there: they belong into the stores of depots, or int
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import COPY_AGAIN, Entry, Manifest, lacking
@@ -91,12 +91,8 @@ class Imports:
         known = {**self.known, **manifest.entries()}
         text = json.dumps({"format": FORMAT, "files": {path: list(known[path][1:]) for path in sorted(known)}}, indent=1) + "\n"
         file = self.folder / RECORD
-        with contextlib.suppress(FileNotFoundError):
-            if file.read_text(encoding="utf-8") == text:
-                return False
+        if whole_files.read(file) == text:
+            return False
         if change:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f".{RECORD}.new")
-            draft.write_text(text, encoding="utf-8")
-            os.replace(draft, file)
+            whole_files.write(file, text, 0o644)
         return True

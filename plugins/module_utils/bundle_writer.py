@@ -93,7 +93,7 @@ class BundleWriter:
 
 
 def _put(path: Path, data: bytes) -> None:
-    """At once, so that nobody ever reads half of it."""
+    """At once, so that nobody ever reads half of it. With whatever mode the disk gives: one that goes from hand to hand may have none."""
     draft = path.with_name(f".{path.name}.new")
     draft.write_bytes(data)
     os.replace(draft, path)

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, config_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, whole_files
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OWNER = (*actor.FIELDS, "purpose")
@@ -96,7 +96,7 @@ class Lease:
         if not self.path.exists():
             return None
         try:
-            return _parsed(config_files.read(self.path))
+            return _parsed(whole_files.read(self.path))
         except ValueError as error:
             if force:
                 return None
@@ -110,7 +110,7 @@ class Lease:
         # What a crash left. Nobody else writes now.
         for rest in self.folder.glob(f".{self.path.name}-*"):
             rest.unlink(missing_ok=True)
-        config_files.write(self.path, json.dumps(document, indent=1) + "\n", 0o640)
+        whole_files.write(self.path, json.dumps(document, indent=1) + "\n", 0o640)
 
     @staticmethod
     def _over(document: dict, now: float) -> bool:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import config_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 
 KEPT = 500
 GOOD = "good"
@@ -34,7 +34,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 def append(path: str | Path, entry: dict[str, Any]) -> None:
     """Add an entry; the oldest go when there are too many."""
     entries = [*read(path), entry][-KEPT:]
-    config_files.write(path, "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in entries), 0o640)
+    whole_files.write(path, "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in entries), 0o640)
 
 
 def last_good(entries: list[dict[str, Any]], model: str, replica: int, other_than: str = "") -> dict[str, Any] | None:

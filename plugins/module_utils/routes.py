@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import config_files, words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
     list_of,
@@ -67,7 +67,7 @@ def read_routes(path: str | Path) -> dict:
     if not Path(path).exists():
         return {}
     try:
-        data = json.loads(config_files.read(path))
+        data = json.loads(whole_files.read(path))
     except ValueError as error:
         raise ValueError(f"it is not JSON: {error}") from error
     return _clean(_FILE, data, f"{Path(path).name}:")["routes"]
@@ -75,7 +75,7 @@ def read_routes(path: str | Path) -> dict:
 
 def write_routes(path: str | Path, routes: dict) -> None:
     """Replace the state file."""
-    config_files.write(path, json.dumps({"format": FORMAT, "routes": routes}, indent=1, sort_keys=True) + "\n", 0o640)
+    whole_files.write(path, json.dumps({"format": FORMAT, "routes": routes}, indent=1, sort_keys=True) + "\n", 0o640)
 
 
 @contextlib.contextmanager

@@ -7,12 +7,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Callable
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
 
@@ -84,16 +84,12 @@ class PeerUnit:
             return None
 
     def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
-        return not (_read(self.unit) == text and _read(self.settings) == _json(settings))
+        return whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
 
     def _start(self, text: str, settings: Mapping[str, Any]) -> None:
         self._systemctl("stop", self.unit.name, may_fail=True)
         for path, content in ((self.settings, _json(settings)), (self.unit, text)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft = path.with_name(f".{path.name}.new")
-            draft.write_text(content)
-            draft.chmod(0o644)
-            os.replace(draft, path)
+            whole_files.write(path, content, 0o644)
         self._systemctl("daemon-reload")
         # One that failed too often would not be started again otherwise.
         self._systemctl("reset-failed", self.unit.name, may_fail=True)
@@ -123,10 +119,3 @@ class PeerUnit:
 
 def _json(settings: Mapping[str, Any]) -> str:
     return json.dumps(dict(settings), indent=1, sort_keys=True) + "\n"
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None

@@ -95,7 +95,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, audit, client_registry, config_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, audit, client_registry, haproxy_maps, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
     HAProxyRuntime,
     RuntimeFailure,
@@ -117,7 +117,7 @@ class GatewayClients:
         self.noted: list = []
 
     def run(self) -> dict:
-        text = config_files.read(self.path)
+        text = whole_files.read(self.path)
         current = self.load(text)
         given = self.module.params["registries"]
         for registry in given:
@@ -128,8 +128,8 @@ class GatewayClients:
             self.do(f"write {self.path} (generation {wanted['generation']})", self.write_registry, wanted)
             self.noted = token_changes(current, wanted)
         entries = client_registry.map_entries(wanted)
-        if config_files.map_entries(config_files.read(self.map)) != entries or not os.path.exists(self.map):
-            self.do(f"write {self.map}", config_files.write, self.map, config_files.map_text(entries, COMMENT), 0o600)
+        if haproxy_maps.entries_of(whole_files.read(self.map)) != entries or not os.path.exists(self.map):
+            self.do(f"write {self.map}", whole_files.write, self.map, haproxy_maps.map_text(entries, COMMENT), 0o600)
         self.commit(entries)
         self.note("ok")
         return {
@@ -152,7 +152,7 @@ class GatewayClients:
         return registry
 
     def write_registry(self, registry: dict) -> None:
-        config_files.write(self.path, json.dumps(registry, indent=1, sort_keys=True) + "\n", 0o640)
+        whole_files.write(self.path, json.dumps(registry, indent=1, sort_keys=True) + "\n", 0o640)
 
     def commit(self, entries: dict) -> None:
         """Exchange the map in memory, where HAProxy runs and has it."""

@@ -100,7 +100,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import config_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import haproxy_maps, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
     HAProxyRuntime,
     RuntimeFailure,
@@ -125,16 +125,16 @@ class GatewayConfig:
         return self.maps_dir / f"{name}.map"
 
     def run(self) -> dict:
-        before = {name: config_files.read(self.map_path(name)) for name in self.maps}
-        config_before = config_files.read(self.path)
+        before = {name: whole_files.read(self.map_path(name)) for name in self.maps}
+        config_before = whole_files.read(self.path)
         changed = [name for name, text in self.maps.items() if before[name] != text or not self.map_path(name).exists()]
         new_config = config_before != self.config
         if (changed or new_config) and not self.module.check_mode:
             self.check()
         for name in changed:
-            self.do(f"write {self.map_path(name)}", config_files.write, self.map_path(name), self.maps[name], 0o600)
+            self.do(f"write {self.map_path(name)}", whole_files.write, self.map_path(name), self.maps[name], 0o600)
         if new_config:
-            self.do(f"write {self.path}", config_files.write, self.path, self.config, 0o644)
+            self.do(f"write {self.path}", whole_files.write, self.path, self.config, 0o644)
         reload = new_config or self.outdated()
         if reload:
             self.actions.append("reload HAProxy")
@@ -166,11 +166,11 @@ class GatewayConfig:
                 for file in self.maps_dir.glob("*.map"):
                     shutil.copy(file, aside)
             for name, text in self.maps.items():
-                config_files.write(Path(aside) / f"{name}.map", text, 0o600)
+                whole_files.write(Path(aside) / f"{name}.map", text, 0o600)
             for name in ("tokens.map", "routes.map"):
                 (Path(aside) / name).touch()
             config = Path(aside) / "haproxy.cfg"
-            config_files.write(config, self.moved(aside), 0o600)
+            whole_files.write(config, self.moved(aside), 0o600)
             done = subprocess.run(
                 [self.module.params["haproxy"], "-c", "-f", str(config)], capture_output=True, text=True, check=False
             )
@@ -195,7 +195,7 @@ class GatewayConfig:
         if not self.runtime.runs():
             return
         for name, text in self.maps.items():
-            path, entries = str(self.map_path(name)), config_files.map_entries(text)
+            path, entries = str(self.map_path(name)), haproxy_maps.entries_of(text)
             if self.runtime.outdated(path, entries):
                 self.do(f"exchange {name}.map in HAProxy's memory", self.runtime.replace_map, path, entries)
 

@@ -129,7 +129,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import audit, config_files, routes
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import audit, haproxy_maps, routes, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.haproxy_runtime import (
     HAProxyRuntime,
     RuntimeFailure,
@@ -156,8 +156,8 @@ class GatewayRoutes:
             if wanted != current:
                 self.do(f"write {self.path}", routes.write_routes, self.path, wanted)
             entries = routes.map_entries(wanted)
-            if config_files.map_entries(config_files.read(self.map)) != entries or not os.path.exists(self.map):
-                self.do(f"write {self.map}", config_files.write, self.map, config_files.map_text(entries, COMMENT), 0o600)
+            if haproxy_maps.entries_of(whole_files.read(self.map)) != entries or not os.path.exists(self.map):
+                self.do(f"write {self.map}", whole_files.write, self.map, haproxy_maps.map_text(entries, COMMENT), 0o600)
             changed = self.commit(wanted, entries)
         self.audit(current, wanted)
         return {

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) localfirst.llm_fleet contributors
+"""Files that are there as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+
+
+@pytest.mark.parametrize("content", ["größer\n", b"gr\xc3\xb6\xc3\x9fer\n"])
+def test_text_and_bytes_are_written_with_their_mode(tmp_path, content):
+    path = tmp_path / "a" / "b"
+    whole_files.write(path, content, 0o640)
+    assert whole_files.read(path) == "größer\n" and path.stat().st_mode & 0o7777 == 0o640
+    whole_files.write(path, "other", 0o600)
+    assert whole_files.read(path) == "other" and path.stat().st_mode & 0o7777 == 0o600
+    assert os.listdir(path.parent) == ["b"]
+
+
+def test_what_is_not_there_reads_as_nothing(tmp_path):
+    assert whole_files.read(tmp_path / "nowhere") == ""
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "b"
+    whole_files.write(path, "old", 0o644)
+
+    def full(_handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        whole_files.write(path, "new", 0o644)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["b"]

@@ -8,7 +8,8 @@ name: distinct_hosts
 short_description: Of hosts that have the same variables of some roles, the first
 version_added: 0.1.0
 description:
-  - What a role would do by its variables alone is the same on all hosts that have the same ones. Who asks one host of each kind need not ask hundreds.
+  - What a role would do by its variables alone is the same on all hosts that have the same ones.
+    Who asks one host of each kind need not ask hundreds.
   - Reads what the inventory says, also of hosts that a run leaves out.
 options:
   _input:
@@ -21,7 +22,7 @@ options:
     type: dict
     required: true
   roles:
-    description: Names of roles. Their variables are those whose names begin with the role's.
+    description: Names of roles, or other beginnings of names. A role's variables are those whose names begin with its own and C(_).
     type: list
     elements: str
     required: true

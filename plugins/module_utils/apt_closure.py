@@ -139,7 +139,12 @@ class AptClosure:
             pass
         folder.mkdir(parents=True, exist_ok=True)
         for deb in debs:
-            os.replace(self.root / "debs" / fetched_name(deb), folder / deb.file)
+            # Copied, and not moved: the folder may be on a disk that goes across.
+            draft = folder / f".{deb.file}.new"
+            fetched = self.root / "debs" / fetched_name(deb)
+            shutil.copyfile(fetched, draft)
+            os.replace(draft, folder / deb.file)
+            fetched.unlink()
 
     def _each(self, program: str, verb: str, debs: list[Deb], **options) -> Iterable[str]:
         for start in range(0, len(debs), AT_ONCE):

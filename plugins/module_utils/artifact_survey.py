@@ -155,7 +155,7 @@ def regular(path: Path) -> os.stat_result | None:
     """The status of a regular file; None for anything else, and for nothing."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status if stat.S_ISREG(status.st_mode) else None
 

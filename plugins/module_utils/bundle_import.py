@@ -16,12 +16,14 @@ import shutil
 from pathlib import Path
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import INDEX, RELEASE
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import COPY_AGAIN, Entry, Manifest, lacking
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 RECORD = "imported.json"
+INDICES = (f"/{INDEX}", f"/{RELEASE}")
 FORMAT = 1
 
 
@@ -42,6 +44,10 @@ class Imports:
             return {path: Entry(path, size, sha256) for path, (size, sha256) in data["files"].items()}
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            what = f"it cannot be read: {(error.strerror or str(error)).lower()}"
+            self.faults.append(Fault(what, str(file), "run as a user who may read it"))
+            return {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             fix = "remove it, and import every bundle again, the first one first"
             self.faults.append(Fault(f"it cannot be read: {error}", str(file), fix))
@@ -61,7 +67,8 @@ class Imports:
     def take(self, bundle: Path, manifest: Manifest, change: bool) -> list[str]:
         """Copy what is new, but for artifacts; returns what was or would be done."""
         actions: dict[str, list[Entry]] = {}
-        for entry in manifest.files:
+        # An index comes after the packages that it names: a site that follows a broken import finds the old one, which fits.
+        for entry in sorted(manifest.files, key=lambda entry: (entry.path.endswith(INDICES), entry)):
             if entry.kind == "artifact" or self._has(entry):
                 continue
             actions.setdefault(entry.kind, []).append(entry)
@@ -70,8 +77,12 @@ class Imports:
         return [f"take {len(entries)} files of the kind {kind}" for kind, entries in sorted(actions.items())]
 
     def _has(self, entry: Entry) -> bool:
-        status = regular(self.folder / entry.path)
-        return status is not None and status.st_size == entry.size and self.known.get(entry.path) == entry
+        path = self.folder / entry.path
+        status = regular(path)
+        if status is None or status.st_size != entry.size or self.known.get(entry.path) != entry:
+            return False
+        # One that a broken import replaced may have the size that it had: those of indices hardly ever differ.
+        return not entry.path.endswith(INDICES) or digest_of(path) == entry.sha256
 
     def _copy(self, source: Path, entry: Entry) -> None:
         target = self.folder / entry.path

@@ -108,7 +108,7 @@ def parse_manifest(data: bytes, name: str) -> tuple[Manifest | None, list[Fault]
     faults: list[Fault] = []
     clean = _MANIFEST(found, f"{name}:", faults)
     if faults:
-        return None, [fault._replace(fix=f"{fault.fix}; or {COPY_AGAIN}") for fault in faults]
+        return None, [fault if fault.fix == COPY_AGAIN else fault._replace(fix=f"{fault.fix}; or {COPY_AGAIN}") for fault in faults]
     files, earlier = ([Entry(each["path"], each["size"], each["sha256"]) for each in clean[key]] for key in ("files", "earlier"))
     for path in repeated(entry.path for entry in (*files, *earlier)):
         faults.append(Fault(f"{path} is there twice", f"{name}: files", COPY_AGAIN))

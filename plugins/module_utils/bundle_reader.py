@@ -41,14 +41,29 @@ class Found(NamedTuple):
 
 def read_manifest(path: Path) -> tuple[Manifest | None, str, list[Fault]]:
     """The manifest at `path`, a file or a bundle, with its digest; nothing is verified."""
-    file = path / MANIFEST if path.is_dir() else path
+    file = path
     try:
+        file = path / MANIFEST if path.is_dir() else path
+        if file.exists() and not file.is_file():
+            raise OSError(0, "it is no regular file")
         data = file.read_bytes() if file.stat().st_size <= LARGEST else b""
     except OSError as error:
         what = f"there is no manifest: {(error.strerror or str(error)).lower()}"
         return None, "", [Fault(what, str(file), "name a directory that bundle.yml has written, or its manifest.json")]
     manifest, faults = parse_manifest(data, str(file))
     return manifest, f"sha256:{hashlib.sha256(data).hexdigest()}", faults
+
+
+def base_faults(folder: Path, base: str) -> list[Fault]:
+    """Why a bundle in this folder cannot go on from the one whose manifest has the digest `base`.
+
+    What the base has is not kept twice. So a whole bundle would lose its files, and one that is its own base all of them.
+    """
+    there, digest, _faults = read_manifest(folder)
+    if there is None or there.base == base:
+        return []
+    what = "this bundle cannot be its own base" if digest == base else "another bundle is here already, which would lose what the base has"
+    return [Fault(what, str(folder), "name another directory with -e dir=…, or leave -e base=… out")]
 
 
 def read_bundle(folder: Path, trust: dict[str, Any], unsigned: bool) -> Found:
@@ -70,6 +85,8 @@ def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
         data = (folder / SIGNATURE).read_bytes()
     except FileNotFoundError:
         raise SignatureError("the bundle is not signed", UNSIGNED_FIX) from None
+    except OSError as error:
+        raise SignatureError(f"the signature cannot be read: {(error.strerror or str(error)).lower()}", COPY_AGAIN) from None
     bundle = parse_bundle(data)
     signer = trusted.verify(bundle)
     signed = bundle.files()
@@ -99,12 +116,12 @@ def file_faults(folder: Path, entries: list[Entry]) -> list[Fault]:
 
 
 def _file_fault(path: Path, entry: Entry) -> Fault | None:
-    status = regular(path)
-    if status is None:
-        return Fault("it is missing, or no regular file", str(path), COPY_AGAIN)
-    if status.st_size != entry.size:
-        return Fault(f"it has {status.st_size} bytes, and the manifest says {entry.size}", str(path), COPY_AGAIN)
     try:
+        status = regular(path)
+        if status is None:
+            return Fault("it is missing, or no regular file", str(path), COPY_AGAIN)
+        if status.st_size != entry.size:
+            return Fault(f"it has {status.st_size} bytes, and the manifest says {entry.size}", str(path), COPY_AGAIN)
         actual = digest_of(path)
     except OSError as error:
         return Fault(f"it cannot be read: {(error.strerror or str(error)).lower()}", str(path), COPY_AGAIN)

@@ -19,15 +19,17 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manife
     Entry,
     Manifest,
     left_out,
+    parse_manifest,
     render_manifest,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import READERS, read_manifest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import READERS, base_faults, read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, SignatureError, parse_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import check_signature
 
 UNFINISHED = "run bundle.yml again: it goes on where it stopped"
+DAMAGED = "remove the file, and run bundle.yml again: it is brought anew"
 
 
 class BundleWriter:
@@ -43,6 +45,9 @@ class BundleWriter:
     def close(self, wanted: Iterable[str], about: dict[str, Any], key: SigningKey | None, change: bool) -> Manifest | None:
         """Write manifest and signature. `wanted` are the paths that the bundle is for; `about` is the rest of the manifest."""
         wanted = sorted(set(wanted))
+        self.faults += base_faults(self.folder, self.base_digest) if self.base else []
+        if self.faults:
+            return None
         here = [path for path in wanted if regular(self.folder / path) is not None]
         with ThreadPoolExecutor(READERS) as pool:
             entries = list(pool.map(self._entry, here))
@@ -53,7 +58,9 @@ class BundleWriter:
         if self.faults:
             return None
         manifest = Manifest(base=self.base_digest if self.base else "", files=entries, earlier=earlier, **about)
-        return self._write(manifest, key, change)
+        # Whoever imports it reads as strictly: a file that rotted here is found here.
+        self.faults += [fault._replace(fix=DAMAGED) for fault in parse_manifest(render_manifest(manifest), str(self.folder / MANIFEST))[1]]
+        return None if self.faults else self._write(manifest, key, change)
 
     def _entry(self, path: str) -> Entry:
         return Entry(path, (self.folder / path).stat().st_size, digest_of(self.folder / path))
@@ -85,11 +92,16 @@ class BundleWriter:
             self.actions.append(f"sign it with {key.fingerprint[:23]}")
             if change:
                 _put(signature, key.sign(MANIFEST, {WHOLE: digest}).encode())
-        elif not key and signature.is_file():
-            self.actions.append("leave the signature that it has" if _of(signature, digest) else "remove a signature of something else")
-            if change and not _of(signature, digest):
+        elif not key and signature.is_file() and not _of(signature, digest):
+            self.actions.append("remove a signature of something else")
+            if change:
                 signature.unlink()
         return manifest
+
+    @property
+    def signed(self) -> bool:
+        """Whether the manifest that is there has a signature."""
+        return _of(self.folder / SIGNATURE, digest_of(self.folder / MANIFEST)) if (self.folder / MANIFEST).is_file() else False
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -59,6 +59,10 @@ options:
   base:
     description: Another bundle, or its manifest, that was taken across before.
     type: path
+  bundle:
+    description: >-
+      Directory that the bundle is to be written into. One that holds another bundle already would lose what O(base) has, and is refused.
+    type: path
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 attributes:
@@ -126,7 +130,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_plan import BundlePlan, choose, plan_bundle
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import base_faults, read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, parse_lockfile
@@ -144,11 +148,12 @@ def find(params: dict) -> tuple[BundlePlan | None, list[Fault]]:
         said = (getattr(error, "strerror", None) or "it is no text").lower()
         return None, [*faults, Fault(f"the lockfile cannot be read: {said}", str(file), LOCK_AGAIN)]
     faults += lock_faults
-    base, base_faults = None, []
+    base, wrong_base = None, []
     if params["base"]:
-        base, _digest, base_faults = read_manifest(Path(params["base"]))
+        base, digest, wrong_base = read_manifest(Path(params["base"]))
+        wrong_base += base_faults(Path(params["bundle"]), digest) if params["bundle"] and base else []
     chosen, chosen_faults = choose(models, params["select"])
-    faults += [*base_faults, *chosen_faults]
+    faults += [*wrong_base, *chosen_faults]
     if faults:
         return None, faults
     mine = [model for model, _version in chosen]
@@ -172,6 +177,7 @@ def main() -> None:
             "images": {**texts, "default": []},
             "platforms": {**texts, "default": ["linux/amd64"]},
             "base": {"type": "path"},
+            "bundle": {"type": "path"},
         },
         supports_check_mode=True,
     )

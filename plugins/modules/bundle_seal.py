@@ -90,6 +90,11 @@ manifest:
   type: str
   returned: success
   sample: sha256:0123…
+signed:
+  description: Whether it has a signature, from this call or from an earlier one.
+  type: bool
+  returned: success
+  sample: true
 files:
   description: How many files are in the bundle.
   type: int
@@ -152,7 +157,8 @@ class BundleSeal:
             kinds[entry.kind] = kinds.get(entry.kind, 0) + entry.size
         written = read_manifest(folder)[1] if (folder / MANIFEST).is_file() else ""
         return {
-            "changed": bool(writer.actions), "actions": writer.actions, "manifest": written, "files": len(manifest.files), "kinds": kinds,
+            "changed": bool(writer.actions), "actions": writer.actions, "manifest": written, "signed": writer.signed,
+            "files": len(manifest.files), "kinds": kinds,
         }
 
     def _about(self) -> dict:

@@ -96,6 +96,20 @@ def test_an_incremental_bundle_leaves_even_the_lockfile_to_its_base(sides, tmp_p
     for each in (bundle, more):
         code, said = isolated.run("-e", f"import={each}")
         assert code == 0, said
+    # What the manifest does not name is nobody's word, though the fleet has no lockfile.
+    (more / "models.lock.yml").write_text("from somewhere else\n")
+    (isolated.folder / "models.lock.yml").unlink()
+    code, said = isolated.run("-e", f"import={more}", "-e", "dir=")
+    assert code == 0, said
+    assert (isolated.folder / "models.lock.yml").read_bytes() == (connected.folder / "models.lock.yml").read_bytes()
+
+
+def test_a_bundle_keeps_what_it_has_whatever_base_is_named(sides):
+    connected, _isolated, bundle, _private = sides
+    assert connected.run("-e", f"dir={bundle}", "-e", "import=")[0] == 0
+    before = sorted(path for path in bundle.rglob("*"))
+    code, said = connected.run("-e", f"dir={bundle}", "-e", f"base={bundle}")
+    assert code != 0 and "cannot be its own base" in said and sorted(path for path in bundle.rglob("*")) == before
 
 
 def test_what_nobody_vouches_for_is_taken_only_by_word(sides):

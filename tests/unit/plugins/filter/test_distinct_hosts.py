@@ -14,7 +14,7 @@ from ansible.vars.manager import VariableManager
 from ansible_collections.localfirst.llm_fleet.plugins.filter.distinct_hosts import FilterModule
 
 distinct_hosts = FilterModule().filters()["distinct_hosts"]
-ROLES = ["nvidia_driver", "container_runtime"]
+ROLES = ["nvidia_driver", "container_runtime", "llm_fleet_bundle"]
 
 
 @pytest.fixture
@@ -30,8 +30,14 @@ def distinct(tmp_path):
 
 def test_hosts_with_the_same_variables_are_asked_once(distinct):
     assert distinct({"gpu1": {"ansible_host": "10.0.0.1"}, "gpu2": {"ansible_host": "10.0.0.2"}}, nvidia_driver_version="580") == ["gpu1"]
-    hosts = {"gpu1": {}, "gpu2": {"nvidia_driver_version": "590"}, "gpu3": {"nvidia_driver_version": "590"}, "gpu4": {"container_runtime_mtu": 9000}}
+    newer = {"nvidia_driver_version": "590"}
+    hosts = {"gpu1": {}, "gpu2": newer, "gpu3": newer, "gpu4": {"container_runtime_mtu": 9000}}
     assert distinct(hosts, nvidia_driver_version="580") == ["gpu1", "gpu2", "gpu4"]
+
+
+def test_what_a_bundle_is_to_have_for_a_host_counts_as_well(distinct):
+    hosts = {"gpu1": {"llm_fleet_bundle_nvidia": []}, "gpu2": {"llm_fleet_labels": {}}, "gpu3": {"llm_fleet_labels": {"rack": "a"}}}
+    assert distinct(hosts, llm_fleet_bundle_nvidia=["toolkit", "driver"]) == ["gpu1", "gpu2"]
 
 
 def test_what_counts_is_what_a_variable_comes_to(distinct):

@@ -34,6 +34,9 @@ class Sides(Writer):
     def info(self, bundle: Path, **arguments) -> dict:
         return self.run_module("bundle_info", **{"bundle": str(bundle), "signature": self.signature, "into": str(self.into), **arguments})
 
+    def digest(self, bundle: Path) -> str:
+        return f"sha256:{digest((bundle / 'manifest.json').read_bytes())}"
+
     def take(self, bundle: Path, check_mode: bool = False) -> dict:
         found = self.info(bundle)
         assert "failed" not in found, found["msg"]
@@ -196,10 +199,58 @@ def test_an_incremental_bundle_without_its_base_names_what_lacks(sides, bundle):
     ]
 
 
+def test_a_bundle_never_loses_its_files_to_a_base(sides, bundle, tmp_path):
+    before, copy = names(bundle), tmp_path / "copy.json"
+    shutil.copyfile(bundle / "manifest.json", copy)
+    for base in (bundle, copy, sides.write("other", {"tiny 1.0.0": {"tiny.gguf": OLD}})):
+        refused = sides.run_module("bundle_seal", bundle=str(bundle), wanted=["models.lock.yml", IMAGE], base=str(base))
+        assert [fault["where"] for fault in refused["faults"]] == [str(bundle)] and names(bundle) == before
+    # The same incremental bundle may be written again.
+    for _time in range(2):
+        more = sides.write("more", {"tiny 1.1.0": {"tiny.gguf": NEW}}, base=str(bundle))
+    assert blob_path(digest(NEW)) in names(more)
+
+
+def test_a_file_that_rotted_is_no_part_of_a_bundle(sides, bundle):
+    blob = bundle / blob_path(digest(OLD))
+    blob.write_bytes(OLD[:-1] + b"?")
+    refused = sides.run_module("bundle_seal", bundle=str(bundle), wanted=[blob_path(digest(OLD))])
+    assert "is not named by its digest" in refused["msg"] and "brought anew" in refused["msg"]
+
+
+def test_an_index_comes_after_its_packages_and_is_never_an_older_one(sides):
+    place = "packages/debian-12-amd64"
+    debs = {f"{place}/a_1_all.deb": BODY, f"{place}/z_1_all.deb": BODY}
+    first, second = (
+        sides.write(name, {}, {f"{place}/Packages": index, **debs}, key=str(sides.private))
+        for name, index in (("first", b"index 1\n"), ("second", b"index 2\n"))
+    )
+    sides.take(first)
+    # Of the second, a depot did not get all, so it is not noted.
+    sides.run_module("bundle_import", bundle=str(second), manifest=sides.info(second)["manifest"], into=str(sides.into))
+    assert (sides.into / place / "Packages").read_bytes() == b"index 2\n"
+    assert sides.take(first)["actions"] == ["take 1 files of the kind package"]
+    assert (sides.into / place / "Packages").read_bytes() == b"index 1\n"
+    # One that broke off at a package has left the index that fits.
+    (sides.into / place / "z_1_all.deb").unlink()
+    (second / place / "z_1_all.deb").write_bytes(BODY[:-1] + b"?")
+    found = sides.run_module("bundle_import", bundle=str(second), manifest=sides.digest(second), into=str(sides.into))
+    assert found["failed"] and (sides.into / place / "Packages").read_bytes() == b"index 1\n"
+
+
 def test_what_was_to_be_in_the_bundle_and_is_not_is_a_fault(sides):
     refused = sides.run_module("bundle_seal", bundle=str(sides.folder / "empty"), wanted=["models.lock.yml", IMAGE])
     assert [Path(fault["where"]).name for fault in refused["faults"]] == [Path(IMAGE).name, "models.lock.yml"]
     assert not (sides.folder / "empty" / "manifest.json").exists()
+
+
+def test_a_signature_stays_where_nothing_has_changed(sides, bundle):
+    wanted = ["models.lock.yml", IMAGE, DEB, blob_path(digest(OLD))]
+    first = sides.run_module("bundle_seal", bundle=str(bundle), wanted=wanted)
+    assert first["signed"] is False and first["changed"]  # no models are named any more
+    sides.run_module("bundle_seal", bundle=str(bundle), wanted=wanted, key=str(sides.private))
+    again = sides.run_module("bundle_seal", bundle=str(bundle), wanted=wanted)
+    assert again["signed"] is True and again["changed"] is False and again["actions"] == []
 
 
 def test_a_bundle_that_changes_loses_its_signature(sides, bundle):
@@ -231,6 +282,20 @@ def test_a_record_that_cannot_be_read_is_no_fresh_start(sides, bundle):
     sides.take(bundle)
     (sides.into / "imported.json").write_text("{")
     assert "imported.json" in sides.info(bundle)["msg"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda bundle: shutil.rmtree(bundle / "images") or (bundle / "images").write_text("a file"), "missing, or no regular file"),
+        (lambda bundle: (bundle / "manifest.json.sig").unlink() or (bundle / "manifest.json.sig").mkdir(), "the signature cannot be read"),
+        (lambda bundle: (bundle / "manifest.json").unlink() or os.mkfifo(bundle / "manifest.json"), "no regular file"),
+        (lambda bundle: (bundle.parent / "imported" / "imported.json").mkdir(parents=True), "it cannot be read: is a directory"),
+    ],
+)
+def test_what_is_no_file_is_a_fault(sides, bundle, spoil, said):
+    spoil(bundle)
+    assert said in sides.info(bundle)["msg"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

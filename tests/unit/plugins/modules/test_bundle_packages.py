@@ -74,6 +74,12 @@ def test_packages_come_with_all_that_they_need_and_an_index_that_fits(side):
     assert {path.name for path in (side.bundle / PLACE).iterdir()} == names
 
 
+def test_a_bundle_may_be_on_a_disk_of_its_own(side, small_disk):
+    side.bundle = small_disk / "bundle"
+    assert f"{PLACE}/tool_3_amd64.deb" in side.bring(["tool"])["paths"]
+    assert {path.name for path in (side.bundle / PLACE).iterdir()} == {"Packages", "Release", "tool_3_amd64.deb"}
+
+
 def test_a_host_installs_from_it_with_no_other_source(side, tmp_path):
     side.bring(["server"])
     host = apt_root.AptRoot(tmp_path / "host")

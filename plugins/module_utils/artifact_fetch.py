@@ -92,6 +92,7 @@ class Fetcher:
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
         """Bring a file into its part, complete and with the right digest; return the number of bytes that moved."""
         part.begin(self.hashing, self.advance)
+        part.note()
         if file.content is not None:
             part.restart()
             part.write(memoryview(file.content.encode()))

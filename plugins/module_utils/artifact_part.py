@@ -127,6 +127,24 @@ class Part:
             self._full(error)
         self.hold([(0, self.position), *behind] if self.position else behind)
 
+    def go_on_in_a_copy(self) -> None:
+        """Leave the file to whoever may still write to it, and go on with what is known to be there in one of our own."""
+        here, draft = self.held(), self.path.with_suffix(".part-new")
+        self.hold(here)
+        try:
+            draft.unlink(missing_ok=True)
+            copy = os.fdopen(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+            fcntl.flock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it has the name, so that nobody else takes it
+            for begin, end in here:
+                copy.seek(begin)
+                while begin < end:
+                    begin += os.sendfile(copy.fileno(), self.handle.fileno(), begin, end - begin)
+            os.replace(draft, self.path)
+        except OSError as error:
+            self._full(error)
+        self.handle.close()
+        self.handle = copy
+
     def held(self) -> list[tuple[int, int]]:
         """What is there, whoever brought it."""
         size = os.fstat(self.handle.fileno()).st_size
@@ -233,7 +251,7 @@ class Part:
 
     def _forget_notes(self) -> None:
         self._unnoted = False
-        for path in (self.validator_path, self.have_path, self.have_path.with_suffix(".have-new")):
+        for path in (self.validator_path, self.have_path, self.have_path.with_suffix(".have-new"), self.path.with_suffix(".part-new")):
             path.unlink(missing_ok=True)
 
     def _count(self, count: int) -> None:

@@ -10,6 +10,7 @@ to the disk, in a thread of their own: hashing, writing and receiving go on at t
 from __future__ import annotations
 
 import fcntl
+import math
 import re
 import threading
 import time
@@ -48,15 +49,19 @@ class Limiter:
 
     def take(self, count: int) -> None:
         """Wait until so many bytes more are within the rate."""
+        wait = self.count(count)
+        if wait > 0:
+            self.pause(wait)
+
+    def count(self, count: int, longest: float = math.inf) -> float:
+        """Count bytes, whoever brought them; returns for how many seconds the next ones have to wait, `longest` at most."""
         if not self.rate:
-            return
+            return 0
         with self._lock:
             now = self.clock()
             # What reading took is not waited for once more: a little of it may be made up for.
-            self._due = max(self._due, now - LAG) + count / self.rate
-            wait = self._due - now
-        if wait > 0:
-            self.pause(wait)
+            self._due = min(max(self._due, now - LAG) + count / self.rate, now + longest)
+            return self._due - now
 
 
 @dataclass
@@ -92,6 +97,7 @@ class Fetcher:
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
         """Bring a file into its part, complete and with the right digest; return the number of bytes that moved."""
         part.begin(self.hashing, self.advance)
+        part.note()
         if file.content is not None:
             part.restart()
             part.write(memoryview(file.content.encode()))

@@ -5,7 +5,7 @@
 The lock lies on the file itself, so it goes with whoever held it, however that one ended.
 
 Peers bring a file in any order. Beside a part with holes lies `<sha256>.have`, which says what of it is there; whoever goes
-on over HTTP asks for the holes only.
+on over HTTP asks for the holes only, and keeps that note true. Without one, a part's size says how far it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import CHUNK
+
+NOTE = 5.0  # seconds of which a run that is killed loses what it brought into holes
 
 
 class Part:
@@ -35,13 +38,15 @@ class Part:
         self.present: list[tuple[int, int]] = []  # what lies behind holes
         self.position = 0
         self.received = 0  # bytes that were brought, those of a wasted attempt included
-        self.resumed = False  # whether the first of the bytes are an earlier run's
+        self.resumed = False  # whether some of the bytes are an earlier run's, or peers'
         self.sources: list[str] = []  # the places that the bytes came from
         self.last = ""
         self._digest = hashlib.sha256()
         self._pending: Future | None = None
         self._executor: Executor | None = None
         self._advance: Callable[[int], None] = lambda _count: None
+        self._noted = 0.0
+        self._unnoted = False  # whether something was written since
 
     @classmethod
     def take(cls, path: Path, file: File) -> Part | None:
@@ -85,7 +90,7 @@ class Part:
         else:
             self.read_what_is_there()
         self.received = 0
-        self.resumed = self.position > 0
+        self.resumed = self.position > 0 or bool(self.present)
         self._advance = advance
 
     @property
@@ -105,6 +110,40 @@ class Part:
             os.replace(draft, self.have_path)
         except OSError as error:
             self._full(error)
+
+    def note(self) -> None:
+        """Say how far it is: whoever comes after a kill, or waits for this run, learns it from nowhere else."""
+        self._noted, self._unnoted = time.monotonic(), False
+        if not self.has_holes:
+            return
+        behind = [(max(begin, self.position), end) for begin, end in self.present if end > self.position]
+        if not behind:
+            self.handle.truncate(self.position)
+            self.have_path.unlink()
+            return
+        try:
+            os.fdatasync(self.handle.fileno())
+        except OSError as error:
+            self._full(error)
+        self.hold([(0, self.position), *behind] if self.position else behind)
+
+    def go_on_in_a_copy(self) -> None:
+        """Leave the file to whoever may still write to it, and go on with what is known to be there in one of our own."""
+        here, draft = self.held(), self.path.with_suffix(".part-new")
+        self.hold(here)
+        try:
+            draft.unlink(missing_ok=True)
+            copy = os.fdopen(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+            fcntl.flock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it has the name, so that nobody else takes it
+            for begin, end in here:
+                copy.seek(begin)
+                while begin < end:
+                    begin += os.sendfile(copy.fileno(), self.handle.fileno(), begin, end - begin)
+            os.replace(draft, self.path)
+        except OSError as error:
+            self._full(error)
+        self.handle.close()
+        self.handle = copy
 
     def held(self) -> list[tuple[int, int]]:
         """What is there, whoever brought it."""
@@ -142,6 +181,9 @@ class Part:
         except OSError as error:
             self._full(error)
         self._count(len(data))
+        self._unnoted = True
+        if self.has_holes and time.monotonic() - self._noted > NOTE:
+            self.note()
 
     def hexdigest(self) -> str:
         self._settle()
@@ -203,10 +245,13 @@ class Part:
 
     def close(self) -> None:
         self._settle()
+        if self._unnoted:
+            self.note()
         self.handle.close()
 
     def _forget_notes(self) -> None:
-        for path in (self.validator_path, self.have_path, self.have_path.with_suffix(".have-new")):
+        self._unnoted = False
+        for path in (self.validator_path, self.have_path, self.have_path.with_suffix(".have-new"), self.path.with_suffix(".part-new")):
             path.unlink(missing_ok=True)
 
     def _count(self, count: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import threading
@@ -19,6 +20,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Callable
+from urllib.parse import urlsplit
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
@@ -27,6 +29,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.side_by_side import Stopped
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import fits
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Web
 
 SMALLEST_FILE = 1 << 20  # a smaller file is here over HTTP before peers have found each other
 LOOK = 0.5  # seconds between two looks
@@ -35,6 +38,7 @@ COMPLETE = 4  # how much longer peers may be silent as long as they have all of 
 RESTART = 15.0  # seconds within which systemd has started the program again
 AT_ONCE = 4  # files
 SILENT = 6  # peers that were silent once are given that much less time with the next file
+STALL = 10.0  # seconds for which HTTP waits at most where peers take the whole rate, or its server takes it for dead
 TURNS = 3.0  # the last host gives peers up after this many times the patience of the first
 
 
@@ -64,6 +68,7 @@ class SwarmFetcher(Fetcher):
         self._silent = False
         self._moved = time.monotonic()  # when anything came last, of whichever file
         self._torrents: dict[str, bytes | None] = {}
+        self._mute: set[str] = set()  # suppliers that did not answer when they were asked last
         self._depot = threading.Lock()
         self._counting = threading.Lock()
 
@@ -121,20 +126,38 @@ class SwarmFetcher(Fetcher):
         if file.content is not None or file.size < SMALLEST_FILE:
             return None
         if file.sha256 not in self._torrents:
-            self._torrents[file.sha256] = next(self._offered(artifact, file), None)
+            self._torrents[file.sha256] = self._offered(artifact, file)
         return self._torrents[file.sha256]
 
-    def _offered(self, artifact: Artifact, file: File):
+    def _offered(self, artifact: Artifact, file: File) -> bytes | None:
         for origin in self.origins:
-            if not isinstance(origin, Suppliers):
+            if isinstance(origin, Suppliers):
+                web, requests = origin.web(artifact), origin.torrents(file)
+                ask = functools.partial(self._ask_each, web, requests, file)
+                known = all(_host(request) in self._mute for request in requests)
+                with contextlib.suppress(ArtifactError, Interrupted):
+                    # Once a run there is patience with suppliers that are all silent.
+                    return ask() if known else web.patiently(ask)
+        return None
+
+    def _ask_each(self, web: Web, requests: list[Request], file: File) -> bytes | None:
+        """One attempt at each supplier, in turn. Whoever did not answer is not asked again while others do."""
+        interruption = None
+        for request in [each for each in requests if _host(each) not in self._mute] or requests:
+            try:
+                torrent = web.get_once(request, limit=64 << 20).body
+            except Interrupted as error:
+                self._mute.add(_host(request))
+                interruption = interruption or error
                 continue
-            for request in origin.torrents(file):
-                try:
-                    torrent = origin.web(artifact).get(request, limit=64 << 20).body
-                except ArtifactError:
-                    continue
-                if fits(torrent, file.size, self.ca):
-                    yield torrent
+            except ArtifactError:
+                torrent = b""
+            self._mute.discard(_host(request))
+            if fits(torrent, file.size, self.ca):
+                return torrent
+        if interruption and all(_host(each) in self._mute for each in requests):
+            raise interruption
+        return None
 
 
 class _Bringing:
@@ -168,12 +191,9 @@ class _Bringing:
             self._drop()
             self.part.begin(self.fetcher.hashing, self.fetcher.advance)
             self.part.restart()
-        except PeerRefused as error:
+        except (PeerGone, PeerRefused) as error:
             self._trouble(str(error))
             self._drop()
-        except PeerGone as error:
-            self._trouble(str(error))
-            self._count(sum(end - begin for begin, end in self.part.held()))
         except Stopped:
             self._drop()
             raise
@@ -207,7 +227,9 @@ class _Bringing:
                 self.earlier = self.received
                 self._want()
                 continue
-            self.received = self.earlier + status["received"]
+            received = self.earlier + status["received"]
+            self.fetcher.limiter.count(max(0, received - self.received), STALL)
+            self.received = received
             self._count(status["done"])
             if status["state"] == "here":
                 return True
@@ -241,9 +263,22 @@ class _Bringing:
         self.fetcher.troubles.append(f"{self.file.path}: {why}")
 
     def _drop(self) -> None:
-        with contextlib.suppress(PeerGone, PeerRefused):
+        """Take the file back from the program. Two that write to it would make bytes wrong that were hashed on their way."""
+        try:
             self.part.hold(self.peer.drop(self.file.sha256))
+        except (PeerGone, PeerRefused):
+            if not self._let_go():
+                self.part.go_on_in_a_copy()
         self._count(sum(end - begin for begin, end in self.part.held()))
+
+    def _let_go(self) -> bool:
+        """Whether the program, which did not say so, has no hand on the file: it ended, or was started anew."""
+        try:
+            return self.file.sha256 not in self.peer.overview()["contents"]
+        except PeerRefused:
+            return False
+        except PeerGone as error:
+            return isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError))
 
     def _right(self) -> bool:
         self.part.begin(self.fetcher.hashing, self.fetcher.advance)
@@ -252,3 +287,7 @@ class _Bringing:
     def _count(self, done: int) -> None:
         self.fetcher.advance(done - self.counted)
         self.counted = done
+
+
+def _host(request: Request) -> str:
+    return urlsplit(request.url).netloc

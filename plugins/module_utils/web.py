@@ -205,7 +205,7 @@ class Web:
 
     def get(self, request: Request, limit: int = SMALL, extra_headers: Mapping[str, str] | None = None) -> Answer:
         """The whole answer, after as many attempts as it takes."""
-        return self.patiently(lambda: self._whole(request, limit, extra_headers))
+        return self.patiently(lambda: self.get_once(request, limit, extra_headers))
 
     def json(self, request: Request, extra_headers: Mapping[str, str] | None = None) -> Any:
         """What the answer says, where it is JSON."""
@@ -246,7 +246,8 @@ class Web:
                     raise interruption.error from interruption
                 self.pause(interruption.wait(failures))
 
-    def _whole(self, request: Request, limit: int, extra_headers: Mapping[str, str] | None) -> Answer:
+    def get_once(self, request: Request, limit: int = SMALL, extra_headers: Mapping[str, str] | None = None) -> Answer:
+        """The whole answer, in one attempt."""
         end = time.monotonic() + PATIENCE * self.timeout
         body = bytearray()
         with self.open(request, extra_headers) as response:

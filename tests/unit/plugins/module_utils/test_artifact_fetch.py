@@ -7,10 +7,12 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import artifact_part
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
@@ -457,3 +459,58 @@ def test_what_peers_brought_stays_where_no_server_has_the_rest(server, download)
     assert download.part.exists() and json.loads(note.read_text()) == [[1000, 2000]]
     server.add("/f", BODY)
     assert download.run() == len(BODY) - 1000
+
+
+@pytest.mark.parametrize("behind", [[], [[2_000_000, 2_001_000]]])
+def test_what_comes_into_holes_before_the_line_breaks_is_there_for_the_next_run(server, download, behind):
+    """Peers were silent from some moment on, or brought nothing at all."""
+    download.part.write_bytes(BODY)
+    note = download.part.with_suffix(".have")
+    note.write_text(json.dumps(behind))
+    server.add("/f", BODY, cuts=[70000, 0])
+    assert "run again: it goes on" in download.fails(retries=0).fault.fix
+    # Without anything behind holes it is a part as any other, whose size says how far it is.
+    assert note.exists() == bool(behind) and (behind or download.part.stat().st_size == 70000)
+    del server.requests[:]
+    assert download.run() == len(BODY) - 70000 - (1000 if behind else 0)
+    assert server.ranges_asked()[0] == (f"bytes=70000-{behind[0][0] - 1}" if behind else "bytes=70000-")
+    assert download.part.read_bytes() == BODY
+
+
+def test_what_comes_into_holes_is_known_to_others_meanwhile(server, download, monkeypatch):
+    monkeypatch.setattr(artifact_part, "NOTE", 0)
+    going_on = threading.Event()
+    server.add("/f", BODY, hold=going_on, pause_at=1 << 20)
+    download.part.write_bytes(BODY)
+    note = download.part.with_suffix(".have")
+    note.write_text(json.dumps([[2_000_000, 2_001_000]]))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(download.run)
+        try:
+            deadline = time.monotonic() + 10
+            while json.loads(note.read_text())[0] != [0, 1 << 20]:
+                assert time.monotonic() < deadline, note.read_text()
+                time.sleep(0.01)
+        finally:
+            going_on.set()
+        run.result()
+    assert download.part.read_bytes() == BODY and not note.exists()
+
+
+def test_whoever_has_finished_leaves_the_next_ones_note_alone(download):
+    with Part.take(download.part, FILE) as part, ThreadPoolExecutor(1) as pool:
+        part.begin(pool, lambda _count: None)
+        part.write(memoryview(BODY))
+        part.finish()
+        download.part.rename(download.part.with_name("named"))
+        note = download.part.with_suffix(".have")
+        note.write_text("[]")
+    assert note.exists()
+
+
+def test_wrong_bytes_behind_a_hole_are_no_fault_of_the_server(server, download):
+    server.add("/f", BODY)
+    download.part.write_bytes(bytes(len(BODY)))
+    download.part.with_suffix(".have").write_text(json.dumps([[1000, 2000]]))
+    assert download.run() == 2 * len(BODY) - 1000
+    assert download.part.read_bytes() == BODY

@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import repeated
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, Mismatch
 
 OLLAMA = "ollama"  # the format in which locking writes files of its own beside the weights
@@ -49,6 +50,10 @@ def signed_names(model: str, entry: Mapping[str, Any]) -> dict[str, str]:
     weights = [{"path": file["from"], "size": file["size"], "sha256": file["sha256"]} for file in files if file.get("from")]
     if entry["format"] != OLLAMA or not weights:
         return {file["path"]: file["sha256"] for file in files}
+    # Of two files with one name, only one could be compared with the signed one.
+    twice = repeated(file["path"] for file in weights)
+    if twice:
+        raise Mismatch(f"more than one file is to come from {_some(twice)}", FIX)
     try:
         made = ollama_store.from_gguf(model, weights)
     except ArtifactError as error:

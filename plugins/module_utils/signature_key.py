@@ -50,9 +50,14 @@ class SigningKey:
     def fingerprint(self) -> str:
         return fingerprint(self.key.public_key())
 
+    @property
+    def chain_der(self) -> tuple[bytes, ...]:
+        """The certificates as they stand in a signature."""
+        return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in self.chain)
+
     def sign(self, name: str, files: Mapping[str, str], ignored: Iterable[str] = (DEFAULT_NAME,)) -> str:
         """The text of a signature file for a model; `files` are {name: sha256}."""
-        chain = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in self.chain)
+        chain = self.chain_der
         payload = render_statement(name, files, ignored)
         unsigned = Bundle(self.fingerprint[len(MARK) :], chain, payload, b"")
         signature = self.key.sign(unsigned.message, hash_of(self.key))

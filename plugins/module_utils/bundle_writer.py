@@ -115,7 +115,8 @@ def _signed(signature: Path, key: SigningKey, digest: str) -> bool:
     with contextlib.suppress(OSError, SignatureError):
         bundle = parse_bundle(signature.read_bytes())
         check_signature(key.key.public_key(), bundle)
-        return bundle.files() == {WHOLE: digest}
+        # With other certificates, or none, the other side may refuse what this key signed.
+        return bundle.chain == key.chain_der and bundle.files() == {WHOLE: digest}
     return False
 
 

@@ -69,7 +69,7 @@ class FleetPlanner:
             result = self.roll_out(exact_versions(models, lock), lock, current)
         elif not self.faults:
             result = self.plan(exact_versions(models, lock), lock, current, frozen)
-        artifacts = self.signed(staging.fleet_artifacts(result.plan, lock, self.params["depots"]), models)
+        artifacts = self.signed(staging.fleet_artifacts(result.plan, lock, self.params["depots"]), models, lock)
         supply = self.supply(artifacts)
         self.check_room(artifacts)
         return {
@@ -178,11 +178,11 @@ class FleetPlanner:
         self.note(preflight.check_distribution(*p2p))
         models, clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
         self.note(faults)
-        if params["require_signatures"]:
-            self.note(list(unsigned_faults(models)))
         lock = {}
         if params["lockfile"].startswith("/"):
             lock = self.read_lockfile(Path(params["lockfile"]), models)
+        if params["require_signatures"]:
+            self.note(list(unsigned_faults(models, lock)))
         return models, clients, lock
 
     def read_lockfile(self, path: Path, models: list[dict]) -> dict:
@@ -203,20 +203,20 @@ class FleetPlanner:
         return lock
 
     def check_signatures(self, models: list[dict], lock: dict, name: str) -> None:
-        if not demands(models):
+        if not demands(models, lock):
             return
         # Here, because it loads cryptography, which most fleets' runs need not wait for.
         from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import check_signatures, read_files
 
         self.note(check_signatures(models, lock, name, read_files(named_paths(models))))
 
-    def signed(self, artifacts: dict[str, list], models: list[dict]) -> dict[str, list]:
+    def signed(self, artifacts: dict[str, list], models: list[dict], lock: dict) -> dict[str, list]:
         """Depots get what it takes to verify the signatures themselves. Who takes files from them compares digests, and needs none."""
         told: dict[tuple[str, str], dict] = {}
-        if not self.faults and demands(models):
+        if not self.faults and demands(models, lock):
             from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import hand_out, read_files
 
-            told = hand_out(artifacts, models, read_files(named_paths(models)))
+            told = hand_out(artifacts, models, lock, read_files(named_paths(models)))
         return staging.with_signatures(artifacts, self.params["depots"], told)
 
     def check_hosts(self) -> dict | None:

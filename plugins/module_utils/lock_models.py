@@ -249,7 +249,7 @@ class Locker:
     def _needed(self, wanted: Wanted, resolution: Resolution, old: dict | None) -> tuple[RemoteFile, ...]:
         """The files that the engine gets: nothing but weights has a place in an Ollama store, and a signature is none of them."""
         if _becomes_ollama(wanted, resolution):
-            return tuple(file for file in resolution.files if file.path.lower().endswith(".gguf"))
+            return tuple(file for file in resolution.files if ollama_store.is_made_of(file.path))
         demand = self.signatures.demand(wanted.model, wanted.version)
         if demand is None:
             return resolution.files

@@ -19,6 +19,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bun
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import text_of, trust_of, verify, verify_again
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import Demand
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_files import may_lack
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import Trust
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import parse_source
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources import open_source
@@ -77,7 +78,8 @@ class LockSignatures:
             raise first or Absent(f"there is no signature '{demand.file}'", _absent_fix(demand, entry))
         # An Ollama store is made of the weights alone, whatever lies beside them.
         beside = {file.path for file in listing.files} if any("from" in file for file in entry["files"]) else set()
-        return verify(model, entry, text, demand, trust, lambda name: name in beside or listing.left_out(name))
+        rule = may_lack(demand.source, entry)
+        return verify(model, entry, text, demand, trust, lambda name: (name in beside or listing.left_out(name)) and rule(name))
 
     def _found(self, source: Source, listing: Resolution, demand: Demand) -> str | None:
         """The signature's text from where the catalog says that it lies; None where it is not there."""

@@ -245,6 +245,8 @@ def _file_faults(version: dict, where: str) -> Iterator[Fault]:
     paths = [file["path"] for file in files]
     for path in repeated(paths):
         yield Fault(f"{show(path)} is there twice", f"{where}.files", RESTORE)
+    for origin in repeated(file["from"] for file in files if "from" in file):
+        yield Fault(f"two files are said to come from {show(origin)}", f"{where}.files", RESTORE)
     parents = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
     for path in sorted(parents.intersection(paths)):
         yield Fault(f"{show(path)} is a file and a directory", f"{where}.files", RESTORE)

@@ -35,6 +35,11 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
 _MERGE = "merge it (llama-gguf-split --merge <first part> <one file>) and give that file as the source, or use the engine llamacpp"
 
 
+def is_made_of(path: str) -> bool:
+    """Whether a store is made of this file, as far as its name tells."""
+    return path.lower().endswith(".gguf")
+
+
 def name_problem(model: str) -> Fault | None:
     """What is wrong with a model's name in the catalog for Ollama; None if it takes it."""
     if _NAME.fullmatch(model):
@@ -51,7 +56,7 @@ def from_gguf(model: str, files: Iterable[Any], family: str = "") -> list[dict[s
     """
     _check_name(model)
     found = [_plain(file) for file in files]
-    ggufs = sorted((file for file in found if file["path"].lower().endswith(".gguf")), key=lambda file: file["path"])
+    ggufs = sorted((file for file in found if is_made_of(file["path"])), key=lambda file: file["path"])
     projectors = [file for file in ggufs if _PROJECTOR.fullmatch(_base(file))]
     weights = [file for file in ggufs if file not in projectors]
     _check_weights(model, weights)

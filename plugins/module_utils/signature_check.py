@@ -24,8 +24,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bun
     SignatureError,
     parse_bundle,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import Demand, demands, where_of
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_files import compare, signed_names
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import GONE_FIX, Demand, demands, where_of
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_files import compare, may_lack, signed_names
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import CertificateTrust, KeyTrust, Trust
 
 LOCK_AGAIN = "lock again (ansible-playbook localfirst.llm_fleet.lock), with -e sign_key=… if you sign it yourself"
@@ -63,10 +63,21 @@ def verify(
 
 
 def verify_again(model: str, entry: Mapping[str, Any], demand: Demand, trust: Trust) -> dict[str, Any]:
-    """The same of the signature that a lockfile keeps. Certificates were valid when it was locked; that they end changes nothing."""
+    """The same of the signature that a lockfile keeps. Certificates were valid when it was locked; that they end changes nothing.
+
+    What is left out has to follow from the catalog's source once more: the lockfile's word for it may have been edited.
+    """
+    return _verify_kept(model, entry, demand, trust, may_lack(demand.source, entry))
+
+
+def _verify_kept(
+    model: str, entry: Mapping[str, Any], demand: Demand, trust: Trust, may_lack_file: Callable[[str], bool]
+) -> dict[str, Any]:
     kept = entry["signature"]
     left_out = kept.get("left_out") or []
-    found = verify(model, entry, kept["content"], demand, trust, left_out.__contains__, fresh=False)
+    found = verify(
+        model, entry, kept["content"], demand, trust, lambda name: name in left_out and may_lack_file(name), fresh=False
+    )
     if (found["signer"], found.get("left_out") or []) != (kept["signer"], left_out):
         raise Mismatch("signer and files left out are not those of the signature beside them", EDITED_FIX)
     return found
@@ -77,13 +88,17 @@ def check_signatures(
 ) -> list[Fault]:
     """What of the lockfile is not signed as the catalog demands. `files` are read_files' of what the catalog names."""
     faults = []
-    for (model, version), demand in sorted(demands(models).items()):
+    for (model, version), demand in sorted(demands(models, lock).items()):
         entry = ((lock.get("models") or {}).get(model) or {}).get(version)
         where = f"{name}: models.{model}.{version}.signature"
         if entry is None:
             continue  # whether it has to be locked is asked elsewhere
         if "signature" not in entry:
             faults.append(Fault("it was locked without the signature that the catalog demands", where, LOCK_AGAIN))
+            continue
+        if not demand.source and entry["signature"].get("left_out"):
+            what = "the catalog does not have this version, so nothing says which of the signed files it may be without"
+            faults.append(Fault(what, where, GONE_FIX))
             continue
         try:
             verify_again(model, entry, demand, trust_of(demand, files))
@@ -129,13 +144,16 @@ def trust_of(demand: Demand, files: Mapping[str, Mapping[str, str]]) -> Trust:
 
 
 def hand_out(
-    artifacts: Mapping[str, Iterable[Mapping[str, Any]]], models: Iterable[Mapping[str, Any]], files: Mapping[str, Mapping[str, str]]
+    artifacts: Mapping[str, Iterable[Mapping[str, Any]]],
+    models: Iterable[Mapping[str, Any]],
+    lock: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, str]],
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """{(model, version): its signature, with all that it takes to verify it elsewhere} of signed artifacts, which hosts need.
 
     They have passed check_signatures, and `files` are read_files' as they were then.
     """
-    demanded = demands(models)
+    demanded = demands(models, lock)
     every = {(each["model"], each["version"]): each for needed in artifacts.values() for each in needed if "signature" in each}
     return {key: _handed(each, demanded[key], files) for key, each in every.items() if key in demanded}
 
@@ -154,8 +172,12 @@ def _handed(entry: Mapping[str, Any], demand: Demand, files: Mapping[str, Mappin
 
 
 def verify_handed(model: str, files: Iterable[Mapping[str, Any]], handed: Mapping[str, Any]) -> None:
-    """Verify on another host what hand_out gave it; raises SignatureError."""
+    """Verify on another host what hand_out gave it; raises SignatureError.
+
+    Which files may be left out was asked where the catalog is, by whoever handed out the key as well.
+    """
     demand = Demand("", "", handed["identity"], handed["file"])
     by_key = handed["by"] == "key"
     trust = KeyTrust(handed["trust"]) if by_key else CertificateTrust(handed["trust"], handed["identity"])
-    verify_again(model, {"format": handed["format"], "files": list(files), "signature": handed}, demand, trust)
+    entry = {"format": handed["format"], "files": list(files), "signature": handed}
+    _verify_kept(model, entry, demand, trust, lambda _name: True)

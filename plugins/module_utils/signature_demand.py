@@ -22,16 +22,18 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bun
 
 NONE = "none"
 KEYLESS = ("sigstore", "keyless", "issuer", "oidc_issuer", "identity_provider", "rekor", "fulcio")
+GONE_FIX = "lock again (ansible-playbook localfirst.llm_fleet.lock), or put the version back into the catalog"
 USAGE = "write signature: {key: /path/to/models.pub} or signature: {ca: /path/to/ca.pem, identity: who@example.com}"
 
 
 class Demand(NamedTuple):
-    """Who has to have signed a version. Paths are the controller's."""
+    """Who has to have signed a version, and where its files come from. Paths are the controller's."""
 
     key: str
     ca: str
     identity: str
     file: str  # name beside the model's files, or an absolute path
+    source: str = ""  # as the catalog says, because a lockfile may be edited; empty where that does not have the version
 
     @property
     def paths(self) -> list[str]:
@@ -63,26 +65,37 @@ def check_version(value: Any, where: str, faults: list[Fault]) -> dict | str | N
     return NONE if value == NONE else check_model(value, where, faults)
 
 
-def demands(models: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Demand]:
-    """{(model, version): who has to have signed it} of check_catalog's models; versions that nobody has to sign are not in it."""
+def demands(models: Iterable[Mapping[str, Any]], lock: Mapping[str, Any] | None = None) -> dict[tuple[str, str], Demand]:
+    """{(model, version): who has to have signed it} of check_catalog's models; versions that nobody has to sign are not in it.
+
+    With `lock` also of versions that are locked and not in the catalog (any more): bundles have them, and rollouts may go to them.
+    What the catalog says of the model holds for them.
+    """
     found = {}
     for model in models:
-        for version, entry in (model["versions"] or {}).items():
+        for version, entry in _versions(model, lock).items():
             wanted = entry.get("signature") or model.get("signature")
             if wanted and wanted != NONE:
-                found[model["name"], version] = Demand(*(wanted.get(key) or "" for key in Demand._fields))
+                said = {key: wanted.get(key) or "" for key in ("key", "ca", "identity", "file")}
+                found[model["name"], version] = Demand(**said, source=entry.get("source") or "")
     return found
 
 
-def unsigned_faults(models: Iterable[Mapping[str, Any]]) -> Iterator[Fault]:
+def unsigned_faults(models: Iterable[Mapping[str, Any]], lock: Mapping[str, Any] | None = None) -> Iterator[Fault]:
     """Versions that nobody has to sign, in a fleet that takes signed ones only (llm_fleet_require_signatures)."""
     models = list(models)
-    demanded = demands(models)
+    demanded = demands(models, lock)
     for model in models:
-        for version in model["versions"] or {}:
+        for version, entry in _versions(model, lock).items():
             if (model["name"], version) not in demanded:
                 what = "nothing says who signs this version, and the fleet takes signed ones only (llm_fleet_require_signatures)"
-                yield Fault(what, where_of(model["name"], version), USAGE)
+                yield Fault(what, where_of(model["name"], version), USAGE if entry else GONE_FIX)
+
+
+def _versions(model: Mapping[str, Any], lock: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]]:
+    """{version: what the catalog says of it}; nothing of those that only a lockfile has."""
+    locked = ((lock or {}).get("models") or {}).get(model["name"]) or {}
+    return {**{version: {} for version in locked}, **(model["versions"] or {})}
 
 
 def where_of(model: str, version: str) -> str:

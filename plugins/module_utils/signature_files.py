@@ -13,7 +13,10 @@ from typing import Any, Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import repeated
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, Mismatch
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import passed_over
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import parse_source
 
 OLLAMA = "ollama"  # the format in which locking writes files of its own beside the weights
 NAMED = 5  # files that a message lists by name
@@ -49,6 +52,10 @@ def signed_names(model: str, entry: Mapping[str, Any]) -> dict[str, str]:
     weights = [{"path": file["from"], "size": file["size"], "sha256": file["sha256"]} for file in files if file.get("from")]
     if entry["format"] != OLLAMA or not weights:
         return {file["path"]: file["sha256"] for file in files}
+    # Of two files with one name, only one could be compared with the signed one.
+    twice = repeated(file["path"] for file in weights)
+    if twice:
+        raise Mismatch(f"more than one file is to come from {_some(twice)}", FIX)
     try:
         made = ollama_store.from_gguf(model, weights)
     except ArtifactError as error:
@@ -56,6 +63,18 @@ def signed_names(model: str, entry: Mapping[str, Any]) -> dict[str, str]:
     if _contents(made) != _contents(files):
         raise Mismatch("the store that Ollama reads is not the one that follows from the signed files", FIX)
     return {file["path"]: file["sha256"] for file in weights}
+
+
+def may_lack(source: str, entry: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a locked version of a source was meant to be without a signed file, by the file's name. Nobody asks the source.
+
+    Without a `source` nothing was.
+    """
+    files = entry["files"]
+    made = entry["format"] == OLLAMA and any(file.get("from") for file in files)
+    taken = {file["from"] for file in files if file.get("from")} if made else {file["path"] for file in files}
+    url = parse_source(source) if source else None
+    return lambda name: (made and not ollama_store.is_made_of(name)) or (url is not None and passed_over(url, name, taken))
 
 
 def _contents(files: Iterable[Mapping[str, Any]]) -> set[tuple]:

@@ -20,6 +20,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_tru
     CURVES_FIX,
     HAS_CRYPTOGRAPHY,
     MARK,
+    UNREADABLE,
     check_curve,
     fingerprint,
     hash_of,
@@ -40,7 +41,7 @@ class SigningKey:
         self.key = _private_key(pem, password)
         check_curve(self.key.public_key())
         self.chain = _chain(certificates)
-        if self.chain and fingerprint(self.chain[0].public_key()) != self.fingerprint:
+        if self.chain and _holder(self.chain[0]) != self.fingerprint:
             raise SignatureError(
                 "the first certificate is not that of the signing key", "put the signer's certificate first, those of CAs between after it"
             )
@@ -49,9 +50,14 @@ class SigningKey:
     def fingerprint(self) -> str:
         return fingerprint(self.key.public_key())
 
+    @property
+    def chain_der(self) -> tuple[bytes, ...]:
+        """The certificates as they stand in a signature."""
+        return tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in self.chain)
+
     def sign(self, name: str, files: Mapping[str, str], ignored: Iterable[str] = (DEFAULT_NAME,)) -> str:
         """The text of a signature file for a model; `files` are {name: sha256}."""
-        chain = tuple(certificate.public_bytes(serialization.Encoding.DER) for certificate in self.chain)
+        chain = self.chain_der
         payload = render_statement(name, files, ignored)
         unsigned = Bundle(self.fingerprint[len(MARK) :], chain, payload, b"")
         signature = self.key.sign(unsigned.message, hash_of(self.key))
@@ -101,8 +107,15 @@ def _chain(certificates: bytes) -> list[Any]:
     parts = [part + end for part in certificates.split(end)[:-1]]
     try:
         return [x509.load_pem_x509_certificate(part[part.index(b"-----BEGIN CERTIFICATE-----") :]) for part in parts] or _none(certificates)
-    except ValueError:
+    except UNREADABLE:
         raise SignatureError("the certificates for the signing key cannot be read", "name a file with certificates in PEM") from None
+
+
+def _holder(certificate: Any) -> str:
+    try:
+        return fingerprint(certificate.public_key())
+    except UNREADABLE:
+        raise SignatureError("the key of the first certificate cannot be read", CURVES_FIX) from None
 
 
 def _none(certificates: bytes) -> list[Any]:

@@ -8,12 +8,14 @@ It needs the Python package `cryptography`, which ansible-core brings to the con
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +33,13 @@ try:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     HAS_CRYPTOGRAPHY = True
+    # What cryptography raises of a malformed certificate, now or when a part of it is asked for: not all of these are ValueErrors.
+    UNREADABLE: tuple = (
+        ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, UnsupportedAlgorithm
+    )
 except ImportError:
     HAS_CRYPTOGRAPHY = False
+    UNREADABLE = ()
 
 MARK = "sha256:"
 CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}  # each signs with a hash of its own strength
@@ -95,10 +102,8 @@ class CertificateTrust:
         names = _names(leaf)
         if self.identity and self.identity not in names:
             raise Foreign(f"{_listed(names)} signed it, and not '{self.identity}'", SIGNER_FIX)
-        try:
+        with _readable("the key of the signer's certificate", CURVES_FIX):
             key = leaf.public_key()
-        except (ValueError, UnsupportedAlgorithm):
-            raise Malformed("the key of the signer's certificate cannot be read", CURVES_FIX) from None
         check_curve(key)
         check_signature(key, bundle)
         return Signer(fingerprint(key), self.identity or next(iter(names), ""))
@@ -166,11 +171,17 @@ def verify_chain(ca: str, chain: tuple[bytes, ...], when: datetime.datetime) -> 
         raise Foreign(f"{which} does not hold: {reason}", fix)
 
 
-def _certificate(der: bytes) -> Any:
+@contextlib.contextmanager
+def _readable(part: str, fix: str = "sign it again") -> Iterator[None]:
     try:
+        yield
+    except UNREADABLE:
+        raise Malformed(f"{part} cannot be read", fix) from None
+
+
+def _certificate(der: bytes) -> Any:
+    with _readable("the signer's certificate"):
         return x509.load_der_x509_certificate(der)
-    except ValueError:
-        raise Malformed("the signer's certificate cannot be read", "sign it again") from None
 
 
 def _pem(der: bytes) -> str:
@@ -179,8 +190,9 @@ def _pem(der: bytes) -> str:
 
 def _valid_from(certificate: Any) -> datetime.datetime:
     # The one with a time zone came with cryptography 42; distributions have older ones.
-    found = getattr(certificate, "not_valid_before_utc", None)
-    return found or certificate.not_valid_before.replace(tzinfo=datetime.timezone.utc)
+    with _readable("the dates of the signer's certificate"):
+        found = getattr(certificate, "not_valid_before_utc", None)
+        return found or certificate.not_valid_before.replace(tzinfo=datetime.timezone.utc)
 
 
 def _check_usage(leaf: Any) -> None:
@@ -205,17 +217,17 @@ def _names(leaf: Any) -> list[str]:
     if alternative is not None:
         for kind in (x509.RFC822Name, x509.UniformResourceIdentifier, x509.DNSName):
             found += alternative.get_values_for_type(kind)
-    found += [str(name.value) for name in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    with _readable("the subject of the signer's certificate"):
+        found += [str(name.value) for name in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     return [name for name in found if name.isprintable()]
 
 
 def _extension(certificate: Any, kind: Any) -> Any:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
-    except (ValueError, x509.DuplicateExtension):
-        raise Malformed("the extensions of the signer's certificate cannot be read", "sign it again") from None
+    with _readable("the extensions of the signer's certificate"):
+        try:
+            return certificate.extensions.get_extension_for_class(kind).value
+        except x509.ExtensionNotFound:
+            return None
 
 
 def _listed(names: list[str]) -> str:

@@ -8,11 +8,11 @@ import base64
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Callable
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import matches
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_url import SourceUrl
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.settings import Settings
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Request, Web
@@ -97,19 +97,19 @@ class Source:
         return {**found, **settings.headers}
 
     def selected(self, files: Iterable[RemoteFile]) -> list[RemoteFile]:
-        """Those that the URL's `?files=` asks for, or all. As on the hub, '*' stands for any characters, '/' among them."""
+        """Those that the URL's `?files=` asks for, or all."""
         found = sorted(files, key=lambda file: file.path)
         patterns = self.url.options.get("files")
         if not patterns:
             return found
         for pattern in patterns:
-            if not any(fnmatchcase(file.path, pattern) for file in found):
+            if not any(matches(file.path, [pattern]) for file in found):
                 raise ArtifactError(
                     f"no file matches '{pattern}'",
                     self.url.text,
                     f"it has {some(file.path for file in found)}; upper and lower case matter",
                 )
-        return [file for file in found if any(fnmatchcase(file.path, pattern) for pattern in patterns)]
+        return [file for file in found if matches(file.path, patterns)]
 
 
 def guess_format(paths: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from urllib.parse import quote, urljoin
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import engines_read
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import (
     RemoteFile,
     Resolution,
@@ -46,9 +47,6 @@ except ImportError:
 
 HUB = "https://huggingface.co"
 COMMIT = re.compile("[0-9a-f]{40}")
-NO_PART_OF_A_MODEL = (".md", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")
-# The same weights once more, for other frameworks.
-OTHER_FORMATS = (".bin", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth", ".ckpt", ".ot", ".tflite", ".gguf")
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 
 # huggingface_hub keeps one HTTP client for the whole process, and sources have settings of their own.
@@ -96,14 +94,11 @@ class HfSource(Source):
         return Request(url, headers, advice={401: self._token_fix() if self.token else self._licence_fix(), 403: self._licence_fix()})
 
     def _usual(self, files: list[RemoteFile]) -> list[RemoteFile]:
-        """What an engine loads, where the URL does not say it: one format of the weights, nothing for people's eyes."""
-        named = [
-            file
-            for file in sorted(files, key=lambda file: file.path)
-            if not file.path.lower().endswith(NO_PART_OF_A_MODEL) and not any(part.startswith(".") for part in file.path.split("/"))
-        ]
+        """What an engine loads, where the URL does not say it."""
+        read = set(engines_read(file.path for file in files))
+        named = [file for file in sorted(files, key=lambda file: file.path) if file.path in read]
         if any(file.path.endswith(".safetensors") for file in named):
-            return [file for file in named if not file.path.lower().endswith(OTHER_FORMATS)]
+            return named
         models = sorted({SHARD.sub("", file.path) for file in named if file.path.lower().endswith(".gguf")})
         models = [model for model in models if "mmproj" not in model.lower()]
         if len(models) > 1:

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import SUMS, is_folder, is_hidden
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import (
     RemoteFile,
     Resolution,
@@ -23,7 +24,6 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request
 
-SUMS = "SHA256SUMS"
 SUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 MOST_FILES = 10_000
 DEEPEST = 8
@@ -40,7 +40,7 @@ class HttpSource(Source):
 
     @property
     def is_folder(self) -> bool:
-        return self.parts.path in ("", "/") or self.parts.path.endswith("/")
+        return is_folder(self.url)
 
     def resolve(self) -> Resolution:
         files = self._folder() if self.is_folder else [self._measured(unquote(PurePosixPath(self.parts.path).name))]
@@ -102,7 +102,7 @@ class HttpSource(Source):
                 if not target.startswith(page) or "?" in target or target == page:
                     continue  # upwards, elsewhere, or the page in another order
                 name = unquote(target[len(base) :])
-                if not _plain(name.rstrip("/")) or any(part.startswith(".") for part in name.split("/")):
+                if not _plain(name.rstrip("/")) or is_hidden(name):
                     continue
                 if not target.endswith("/"):
                     found.add(name)
@@ -162,7 +162,7 @@ class _Links(HTMLParser):
 
 def _passed_over(path: str) -> bool:
     """Whether a folder may have this file, and it is no part of the model."""
-    return path == SUMS or any(part.startswith(".") for part in path.split("/"))
+    return path == SUMS or is_hidden(path)
 
 
 def _plain(path: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import is_hidden
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import (
     RemoteFile,
     Resolution,
@@ -55,7 +56,7 @@ class LocalSource(Source):
         return Request(f"file://{place / name}") if (place / name).exists() else None
 
     def _is_hidden(self, name: str) -> bool:
-        return any(part.startswith(".") for part in name.split("/")) and (self.root / name).is_file()
+        return is_hidden(name) and (self.root / name).is_file()
 
     def _below(self) -> list[RemoteFile]:
         """All files below the directory; whatever cannot be taken is named, and all of it at once."""
@@ -88,8 +89,8 @@ class LocalSource(Source):
             yield folder, (error.strerror or str(error)).lower()
             return
         for entry in entries:
-            if entry.name.startswith("."):
-                continue  # what tools keep for themselves: .git, .cache, .DS_Store
+            if is_hidden(entry.name):
+                continue
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(Path(entry.path))
             else:

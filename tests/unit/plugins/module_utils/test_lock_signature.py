@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import ollama_store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_changes import entries
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lock_models import Lock
@@ -206,14 +207,31 @@ def edited(text: str, change) -> str:
         (lambda entry: entry["files"][0].update(path="other.json"), "not signed"),
         (lambda entry: entry["files"].append({"path": "extra", "size": 1, "sha256": "cd" * 32}), "not signed: extra"),
         (lambda entry: entry["files"].pop(0), "missing: config.json"),
-        (lambda entry: (entry["files"].pop(0), entry["signature"].update(left_out=["config.json", "x"])), "left out"),
+        (lambda entry: entry["signature"].update(left_out=["x"]), "left out"),
+        (lambda entry: (entry["files"].pop(0), entry["signature"].update(left_out=["config.json"])), "missing: config.json"),
+        (
+            lambda entry: (
+                entry["files"].pop(0), entry["signature"].update(left_out=["config.json"]),
+                entry.update(source=f"{entry['source']}/tiny.gguf", asked=f"{entry['source']}/tiny.gguf"),
+            ),
+            "missing: config.json",
+        ),
+        (
+            lambda entry: (
+                entry["files"].pop(0), entry["signature"].update(left_out=["config.json"]), entry.update(format="ollama"),
+            ),
+            "missing: config.json",
+        ),
         (lambda entry: entry["signature"].update(signer="sha256:" + "ab" * 32), "signer"),
         (lambda entry: entry["signature"].update(content=key("foreign").sign(digests(WEIGHTS))), "another key"),
     ],
 )
 def test_a_lockfile_edited_with_care_is_found(operator, change, clue):
     operator.put({"model.sig": operator.sign(WEIGHTS).encode()})
-    text = edited(operator.lock().text, change)
+    before = operator.lock().text
+    text = edited(before, change)
+    again = operator.lock(current=text)
+    assert clue in said(again) or again.text == before  # found, or put right again from the source
     faults = operator.preflight(text)
     assert len(faults) == 1 and clue in faults[0].what and faults[0].where.startswith("models.lock.yml: models.tiny.1.0.0.signature")
 
@@ -254,8 +272,58 @@ def test_one_file_of_a_signed_folder(operator):
     operator.put({"model.sig": operator.sign(WEIGHTS).encode()})
     found = operator.lock(f"file://{operator.model}/tiny.gguf")
     assert signature_of(found)["left_out"] == ["config.json"]
+    assert operator.preflight(found.text, f"file://{operator.model}/tiny.gguf") == []
     (operator.model / "tiny.gguf").write_bytes(b"other")
     assert "changed since they were signed: tiny.gguf" in said(operator.lock(f"file://{operator.model}/tiny.gguf"))
+
+
+def test_a_lockfile_cannot_choose_another_of_the_signed_files(operator):
+    contents = {**WEIGHTS, "older.gguf": b"with a flaw"}
+    operator.put({**contents, "model.sig": operator.sign(contents).encode()})
+    source = f"file://{operator.model}/tiny.gguf"
+    text = operator.lock(source).text
+    assert operator.preflight(text, source) == []
+    older = {"path": "older.gguf", "size": 11, "sha256": digests(contents)["older.gguf"]}
+    text = edited(text, lambda entry: (entry.update(files=[older]), entry["signature"].update(left_out=["config.json", "tiny.gguf"])))
+    assert "missing: config.json, tiny.gguf" in operator.preflight(text, source)[0].what
+
+
+def test_a_projector_cannot_be_left_out_of_a_store_for_ollama(operator):
+    contents = {**WEIGHTS, "mmproj.gguf": b"eyes"}
+    operator.put({**contents, "model.sig": operator.sign(contents).encode()})
+    text = operator.lock(engine="ollama").text
+    weights = {"path": "tiny.gguf", "size": 7, "sha256": digests(WEIGHTS)["tiny.gguf"]}
+    blind = edited(text, lambda entry: (
+        entry.update(files=ollama_store.from_gguf("tiny", [weights])), entry["signature"].update(left_out=["config.json", "mmproj.gguf"])
+    ))
+    assert operator.preflight(text, engine="ollama") == []
+    assert "missing: mmproj.gguf" in operator.preflight(blind, engine="ollama")[0].what
+
+
+def test_a_version_that_only_the_lockfile_has_is_held_against_what_the_catalog_says_of_the_model(operator):
+    """Bundles have such versions, and `rollout -e version=` goes to them."""
+    operator.put({"model.sig": operator.sign(WEIGHTS).encode()})
+    text = operator.lock().text
+
+    def preflight(change) -> list:
+        def put(versions: dict) -> None:
+            versions["0.9.0"] = json.loads(json.dumps(versions["1.0.0"]))
+            change(versions["0.9.0"])
+            versions["0.9.0"]["digest"] = version_digest(versions["0.9.0"]["files"])
+            versions["0.9.0"]["size"] = sum(file["size"] for file in versions["0.9.0"]["files"])
+
+        data, _faults = parse_lockfile(text, "models.lock.yml")
+        put(data["models"]["tiny"])
+        return operator.preflight(render_lockfile(data))
+
+    assert preflight(lambda entry: None) == []
+    for change, clue in (
+        (lambda entry: entry["files"][0].update(sha256="ab" * 32), "changed since"),
+        (lambda entry: entry.pop("signature"), "without the signature"),
+        (lambda entry: entry["signature"].update(left_out=["config.json"]), "the catalog does not have this version"),
+    ):
+        fault, = preflight(change)
+        assert clue in fault.what and "models.tiny.0.9.0.signature" in fault.where
 
 
 def test_weights_in_a_store_for_ollama(operator):
@@ -301,7 +369,8 @@ def test_a_file_of_a_web_server_has_its_signature_beside_it(operator, server):
     url = f"{server.url}/models/tiny.gguf"
     assert "there is no signature" in said(operator.lock(url))
     server.add("/models/model.sig", operator.sign(WEIGHTS).encode())
-    assert signature_of(operator.lock(url))["left_out"] == ["config.json"]
+    found = operator.lock(url)
+    assert signature_of(found)["left_out"] == ["config.json"] and operator.preflight(found.text, url) == []
     server.add("/models/model.sig", statuses=[403] * 9)
     assert "403" in said(operator.lock(url))
 
@@ -317,6 +386,7 @@ def test_a_repository_of_the_hub_is_signed_with_its_readme(operator, tmp_path):
         source = {"source": "hf://org/tiny@main", "engine": "vllm", "settings": {"hf://": {"endpoint": hub.url, "retries": 0}}}
         found = operator.lock(**source)
         assert signature_of(found)["left_out"] == ["README.md"]
+        assert operator.preflight(found.text, source["source"], source["engine"]) == []
         assert {file["path"] for file in locked(found.text)["tiny", "1.0.0"]["files"]} == set(contents)
 
         other = operator.sign({**everything, "tokenizer.json": b"[]"}).encode()

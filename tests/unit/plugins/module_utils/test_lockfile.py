@@ -140,6 +140,7 @@ def test_a_sound_lockfile_comes_back_as_it_is():
         ((*FILE, "path"), "other", "models.tiny.1.0.0.digest"),
         ((*FILE, "sha256"), DIGEST, "models.tiny.1.0.0.files"),
         ((*FILE, "from"), "../x", "models.tiny.1.0.0.files[0].from"),
+        (("models", "tiny", "1.0.0", "files", 2, "from"), "README.md", "models.tiny.1.0.0.files"),
         ((*FILE, "content"), "no", "models.tiny.1.0.0.files[0].content"),
         ((*FILE, "content"), "x" * 65537, "models.tiny.1.0.0.files[0].content"),
     ],

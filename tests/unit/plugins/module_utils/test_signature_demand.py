@@ -15,14 +15,15 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_dem
 )
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.lock_builders import PROFILES, model
 
+SOURCE = "file:///srv/tiny.gguf"
 KEY = {"key": "/srv/models.pub"}
 
 
 def check(signature: object = None, **versions: object):
     """A model with version 1.0.0, and others with a signature of their own (v2=…)."""
-    written = model("tiny", {"1.0.0": "file:///srv/tiny.gguf"})
+    written = model("tiny", {"1.0.0": SOURCE})
     for name, value in versions.items():
-        written["versions"][f"{name[1:]}.0.0"] = {"source": "file:///srv/tiny.gguf", "signature": value}
+        written["versions"][f"{name[1:]}.0.0"] = {"source": SOURCE, "signature": value}
     models, _clients, faults = check_catalog([{**written, "signature": signature}], [], PROFILES, [])
     return models, faults
 
@@ -31,9 +32,21 @@ def test_a_model_s_demand_holds_for_its_versions_unless_they_have_their_own():
     models, faults = check(KEY, v2="none", v3={"ca": "/srv/ca.pem", "identity": "a@example.com", "file": "release.sig"})
     assert faults == []
     assert demands(models) == {
-        ("tiny", "1.0.0"): Demand("/srv/models.pub", "", "", "model.sig"),
-        ("tiny", "3.0.0"): Demand("", "/srv/ca.pem", "a@example.com", "release.sig"),
+        ("tiny", "1.0.0"): Demand("/srv/models.pub", "", "", "model.sig", SOURCE),
+        ("tiny", "3.0.0"): Demand("", "/srv/ca.pem", "a@example.com", "release.sig", SOURCE),
     }
+
+
+def test_a_model_s_demand_holds_for_what_is_locked_and_not_in_the_catalog():
+    lock = {"models": {"tiny": {"0.9.0": {}, "1.0.0": {}, "2.0.0": {}}, "other": {"1.0.0": {}}}}
+    models, _faults = check(KEY, v2="none")
+    assert demands(models, lock) == {
+        ("tiny", "0.9.0"): Demand("/srv/models.pub", "", "", "model.sig", ""),
+        ("tiny", "1.0.0"): Demand("/srv/models.pub", "", "", "model.sig", SOURCE),
+    }
+    assert [fault.where for fault in unsigned_faults(models, lock)] == ["llm_fleet_models[tiny].versions.2.0.0.signature"]
+    nothing = {fault.where: fault.fix for fault in unsigned_faults(check(None)[0], lock)}
+    assert "lock again" in nothing["llm_fleet_models[tiny].versions.0.9.0.signature"] and len(nothing) == 3
 
 
 def test_where_signatures_are_required_every_version_without_one_is_named():

@@ -85,6 +85,15 @@ def test_a_store_for_ollama_with_anything_else_in_it_is_refused(change):
         signed_names("tiny", {"format": "ollama", "files": files})
 
 
+def test_a_second_projector_of_the_signed_one_s_name_is_refused():
+    """Both make a store that follows from its files, and only one of them could be compared with what was signed."""
+    projector = {"path": "mmproj.gguf", "size": 3, "sha256": "ef" * 32}
+    files = ollama_store.from_gguf("tiny", [*WEIGHTS, {**projector, "sha256": "cd" * 32}, projector])
+    for order in (files, files[::-1]):
+        with pytest.raises(Mismatch, match="more than one file is to come from mmproj"):
+            signed_names("tiny", {"format": "ollama", "files": order})
+
+
 def test_a_path_that_was_renamed_by_hand_is_not_the_signed_one():
     entry = {"format": "gguf", "files": [{"path": "other.gguf", "from": "tiny.gguf", "size": 7, "sha256": "ab" * 32}]}
     assert signed_names("tiny", entry) == {"other.gguf": "ab" * 32}

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import subprocess
 
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import signature_trust
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
     Foreign,
     Malformed,
@@ -211,6 +214,36 @@ def test_certificates_that_cannot_be_read_are_refused(root):
         CertificateTrust(root.pem).verify(bundle_of(json.dumps(data)))
     with pytest.raises(SignatureError, match="no certificate"):
         CertificateTrust(key().pem.decode())
+
+
+VERSION = b"\xa0\x03\x02\x01"  # what stands before the last byte of a certificate's version
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "part"),
+    [
+        (VERSION + b"\x02", VERSION + b"\x07", "certificate"),
+        (b"\x0c\x06signer", b"\x0c\x06sign\xff\xff", "subject"),
+        (b"\x81\x12models@", b"\x83\x12models@", "extensions"),
+        (b"\x81\x12models@", b"\xa0\x12models@", "extensions"),
+    ],
+)
+def test_a_malformed_certificate_is_refused_whatever_is_wrong_with_it(root, monkeypatch, was, now, part):
+    # Some of it a CA would have to sign: what OpenSSL lets through has to be refused as well.
+    monkeypatch.setattr(signature_trust, "verify_chain", lambda *_arguments: None)
+    certificate = root.issue(key("signer"), email="models@example.com").public_bytes(serialization.Encoding.DER)
+    assert certificate.count(was) == 1
+    bundle = dataclasses.replace(bundle_of(key("signer").sign(FILES)), chain=(certificate.replace(was, now),))
+    for fresh in (True, False):
+        with pytest.raises(Malformed, match=f"{part}.* cannot be read"):
+            CertificateTrust(root.pem).verify(bundle, fresh)
+
+
+def test_a_malformed_certificate_signs_nothing(root):
+    certificate = root.issue(key("signer")).public_bytes(serialization.Encoding.DER).replace(VERSION + b"\x02", VERSION + b"\x07")
+    pem = f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(certificate).decode()}\n-----END CERTIFICATE-----\n"
+    with pytest.raises(SignatureError, match="cannot be read"):
+        SigningKey(key("signer").pem, certificates=pem.encode())
 
 
 def test_a_signing_key_with_a_password():

@@ -154,6 +154,32 @@ def test_a_certificate_of_the_right_name_vouches_too(sides):
     assert "signed it, and not 'eve@example.com'" in sides.info(bundle, signature={**ca, "identity": "eve@example.com"})["msg"]
 
 
+def test_a_bundle_is_signed_anew_where_only_the_certificate_is_another(sides):
+    authority, signer = Authority(), key("signer")
+    private, _public = signer.write(sides.folder, "signer")
+    (sides.folder / "ca.pem").write_text(authority.pem)
+    ca = {"ca": str(sides.folder / "ca.pem")}
+    bundle = sides.write("certified", {"tiny 1.0.0": {"tiny.gguf": OLD}}, key=str(private))
+    before = (bundle / "manifest.json").read_bytes()
+    models = json.loads(before)["models"]
+    assert "signed with a key" in sides.info(bundle, signature=ca)["msg"]
+
+    def seal(certificate: str) -> list[str]:
+        (sides.folder / "chain.pem").write_text(certificate)
+        arguments = {"wanted": [blob_path(digest(OLD)), "models.lock.yml"], "models": models, "key": str(private)}
+        if certificate:
+            arguments["certificate"] = str(sides.folder / "chain.pem")
+        return sides.run_module("bundle_seal", bundle=str(bundle), **arguments)["actions"]
+
+    ended = pem_of(authority.issue(signer, days=(-9, -1)))
+    renewed = pem_of(authority.issue(signer))
+    for certificate, clue in ((ended, "expired"), (renewed, ""), ("", "signed with a key")):
+        assert seal(certificate) == [f"sign it with {signer.fingerprint[:23]}"] and seal(certificate) == []
+        assert clue in sides.info(bundle, signature=ca).get("msg", "")
+        assert sides.info(bundle, signature=ca).get("failed", False) is bool(clue)
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
 def test_what_is_imported_is_what_the_manifest_names(sides, bundle):
     (bundle / "images" / "stray.tar").write_bytes(b"nobody vouches for this")
     told = sides.take(bundle, check_mode=True)

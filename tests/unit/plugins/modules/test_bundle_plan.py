@@ -11,8 +11,11 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import blob_path
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_plan import plan_bundle
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import parse_lockfile
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile_text import render_lockfile
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.bundle_builders import Writer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.lock_builders import PROFILES, lock, model
+from ansible_collections.localfirst.llm_fleet.tests.unit.support.signature_builders import key
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import digest
 
 BODIES = {"a": b"one", "b": b"two", "c": b"three"}
@@ -100,3 +103,19 @@ def test_a_demanded_signature_has_to_hold(ask, tmp_path):
     models = json.loads(json.dumps([model("tiny", {"1.0.0": f"file://{tmp_path}/a.gguf"})]))
     models[0]["signature"] = {"key": str(Path(tmp_path) / "models.pub")}
     assert "without the signature that the catalog demands" in ask(models=models)["msg"]
+
+
+def test_a_locked_version_that_the_catalog_does_not_have_is_in_no_bundle_without_the_model_s_signature(ask, tmp_path):
+    _private, public = key().write(tmp_path)
+    lockfile = tmp_path / "models.lock.yml"
+    data, _faults = parse_lockfile(lockfile.read_text(), lockfile.name)
+    signed = data["models"]["tiny"]["1.0.0"]
+    text = key().sign({"a.gguf": digest(BODIES["a"])})
+    signed["signature"] = {"signer": key().fingerprint, "sha256": digest(text.encode()), "content": text}
+    lockfile.write_text(render_lockfile(data))
+    models = [{**model("tiny", {"1.0.0": f"file://{tmp_path}/a.gguf"}), "signature": {"key": str(public)}}]
+    (fault,) = ask(models=models)["faults"]
+    assert "without the signature" in fault["what"] and "models.tiny.1.1.0.signature" in fault["where"]
+    del data["models"]["tiny"]["1.1.0"]
+    lockfile.write_text(render_lockfile(data))
+    assert titles(ask(models=models)["artifacts"]) == ["tiny 1.0.0"]

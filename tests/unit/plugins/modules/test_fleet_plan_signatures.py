@@ -23,7 +23,7 @@ def plan(run_module, tmp_path):
     """Plan for one locked model on gpu1; `signed` is the digest that its signature names, None for a lockfile without one."""
     _private, public = key().write(tmp_path)
 
-    def run(signature: object = "key", signed: str | None = DIGEST, **arguments) -> dict:
+    def run(signature: object = "key", signed: str | None = DIGEST, locked: tuple = ("1.0.0",), **arguments) -> dict:
         entry = {
             "asked": SOURCE, "source": SOURCE, "format": "gguf",
             "files": [{"path": "tiny.gguf", "size": len(BODY), "sha256": DIGEST}],
@@ -34,7 +34,7 @@ def plan(run_module, tmp_path):
                 "signer": key().fingerprint, "sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "left_out": ["README.md"], "content": text,
             }
-        (tmp_path / "models.lock.yml").write_text(render_lockfile({"images": IMAGE, "models": {"tiny": {"1.0.0": entry}}}))
+        (tmp_path / "models.lock.yml").write_text(render_lockfile({"images": IMAGE, "models": {"tiny": dict.fromkeys(locked, entry)}}))
         model = {
             "name": "tiny", "version": "1.0.0", "versions": {"1.0.0": {"source": SOURCE}}, "engine": "llamacpp",
             "placement": {"hosts": ["gpu1"]},
@@ -77,6 +77,21 @@ def test_what_nobody_demands_is_handed_to_nobody(plan):
 def test_what_is_not_signed_as_it_should_be_is_a_fault(plan, arguments, clue):
     result = plan(**arguments)
     assert result["failed"] and len(result["faults"]) == 1 and clue in result["faults"][0]["what"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clue"),
+    [
+        # With README.md left out: the catalog has no source that would say so.
+        ({}, "the catalog does not have this version"),
+        ({"signature": None, "require_signatures": True}, "llm_fleet_require_signatures"),
+    ],
+)
+def test_a_version_that_only_the_lockfile_has_is_held_against_the_model_s_demand(plan, arguments, clue):
+    """A rollout may go to it."""
+    result = plan(locked=("1.0.0", "0.9.0"), **arguments)
+    assert result["failed"] and clue in result["faults"][-1]["what"] and "0.9.0" in result["msg"] and "lock again" in result["msg"]
+    assert not plan(locked=("1.0.0", "0.9.0"), signature=None).get("failed")
 
 
 def test_all_that_is_wrong_is_told_at_once(plan):

@@ -63,6 +63,10 @@ options:
     description: >-
       Directory that the bundle is to be written into. One that holds another bundle already would lose what O(base) has, and is refused.
     type: path
+  require_signatures:
+    description: Whether to refuse versions of which nothing says who signs them. The variable C(llm_fleet_require_signatures).
+    type: bool
+    default: false
 author:
   - localfirst.llm_fleet contributors (@localfirst)
 attributes:
@@ -135,7 +139,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog impor
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.lockfile import LOCK_AGAIN, check_locked, parse_lockfile
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import check_signatures, read_files
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import named_paths
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import named_paths, unsigned_faults
 
 
 def find(params: dict) -> tuple[BundlePlan | None, list[Fault]]:
@@ -157,6 +161,8 @@ def find(params: dict) -> tuple[BundlePlan | None, list[Fault]]:
     if faults:
         return None, faults
     mine = [model for model, _version in chosen]
+    if params["require_signatures"]:
+        faults += unsigned_faults(mine, lock)
     faults += check_locked(mine, lock, file.name, params["profiles"], params["engine_images"])
     faults += check_signatures(mine, lock, file.name, read_files(named_paths(params["models"])))
     plan, plan_faults = plan_bundle(chosen, lock, file.name, params["images"], params["platforms"], base)
@@ -178,6 +184,7 @@ def main() -> None:
             "platforms": {**texts, "default": ["linux/amd64"]},
             "base": {"type": "path"},
             "bundle": {"type": "path"},
+            "require_signatures": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

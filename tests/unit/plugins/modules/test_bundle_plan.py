@@ -119,3 +119,9 @@ def test_a_locked_version_that_the_catalog_does_not_have_is_in_no_bundle_without
     del data["models"]["tiny"]["1.1.0"]
     lockfile.write_text(render_lockfile(data))
     assert titles(ask(models=models)["artifacts"]) == ["tiny 1.0.0"]
+
+
+def test_a_fleet_that_takes_signed_versions_only_gets_no_others_in_a_bundle(ask):
+    assert "failed" not in ask(select=["tiny@1.0.0"], require_signatures=False)
+    faults = ask(require_signatures=True)["faults"]
+    assert faults and all("llm_fleet_require_signatures" in fault["what"] for fault in faults)

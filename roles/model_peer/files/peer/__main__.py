@@ -44,8 +44,8 @@ def main() -> int:
             program.tick()
     finally:
         control.close()
-    # A clean end has nothing to take up again.
-    if config.get("state") and os.path.exists(config["state"]):
+    # One that is started anew while runs need it takes up what it had.
+    if not program.leases and config.get("state") and os.path.exists(config["state"]):
         os.unlink(config["state"])
     return 0
 

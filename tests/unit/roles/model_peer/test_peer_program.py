@@ -108,6 +108,18 @@ def test_what_it_hands_on_is_handed_on_again_after_it_was_killed(swarm):
     other.until(DIGEST, here)
 
 
+def test_one_that_is_started_anew_while_runs_need_it_goes_on(swarm):
+    seed, other = swarm.add(2)
+    swarm.mesh()
+    torrent = swarm.torrent(BODY)
+    seed.seed(BODY, torrent)
+    seed.stop()
+    seed.start(upload=50_000_000)
+    assert seed.peer.overview()["leases"] == ["test"]
+    other.want(DIGEST, torrent)
+    other.until(DIGEST, here)
+
+
 def test_a_piece_that_became_wrong_is_found_and_comes_again_alone(swarm):
     seed, other = swarm.add(2)
     swarm.mesh()

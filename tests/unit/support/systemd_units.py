@@ -3,7 +3,8 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """Stands for systemctl where a test has units and no systemd: starts and ends what ExecStart says.
 
-It knows start, stop, restart, ExecStartPre and RuntimeDirectory, and neither users, sandboxes nor restarts. Units are looked for in $UNITS_DIR.
+It knows start, stop, restart, ExecStartPre and RuntimeDirectory, and neither users, sandboxes nor restarts of its own accord.
+Units are looked for in $UNITS_DIR.
 """
 
 from __future__ import annotations

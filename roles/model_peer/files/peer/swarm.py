@@ -178,9 +178,9 @@ class Swarm:
         # What fills up the last piece is a file too, for libtorrent.
         real = [index for index in range(files.num_files()) if not files.file_flags(index) & lt.file_flags_t.flag_pad_file]
         # Who is asked, and what may be connected to, is for the inventory to say.
-        open_ = not info.priv() or info.ssl_cert() != self.ca or list(info.trackers()) or info.web_seeds()
-        if real != [0] or info.info_hashes().has_v1() or open_:
-            raise Trouble("only private torrents of one file are taken, of BitTorrent v2, for the fleet's CA, without trackers and web seeds")
+        strange = not info.priv() or info.ssl_cert() != self.ca or list(info.trackers()) or info.web_seeds()
+        if real != [0] or info.info_hashes().has_v1() or strange:
+            raise Trouble("only private torrents of one file are taken: BitTorrent v2, for the fleet's CA, no trackers, no web seeds")
         params = lt.add_torrent_params()
         params.ti = info
         params.save_path = os.path.dirname(path)

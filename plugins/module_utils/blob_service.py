@@ -3,6 +3,7 @@
 """Keeps one blob server running while playbooks need it: starts it, finds it again, and stops it after the last of them.
 
     lock          held by the server for as long as it lives: no process number can lie about that
+    turn          held by whoever starts the server, adds to it or stops it
     server.json   what it was started with, its process and its URL
     files.json    files that it serves by digest; a later run adds its own
     leases/<id>   one for each run that still needs it
@@ -30,6 +31,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_server import BlobServer, Contents, Tls
 
 PATIENCE = 10.0  # seconds for a server to come up or to go
+TURN = 60.0  # seconds to wait while other runs start or stop it
 
 
 class Wanted(NamedTuple):
@@ -60,6 +62,24 @@ class BlobService:
         self.listing = self.run_dir / "files.json"
         self.leases = self.run_dir / "leases"
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One run at a time looks at the server and does something about it."""
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        deadline = time.monotonic() + TURN
+        with open(self.run_dir / "turn", "a", encoding="ascii") as handle:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                if time.monotonic() > deadline:
+                    what = f"another run has been starting or stopping the file server for {TURN:.0f} seconds"
+                    raise ArtifactError(what, handle.name, "look at who has that file open (fuser), and run again when it has ended")
+                time.sleep(0.05)
+            yield
+
     def running(self) -> dict | None:
         """What the server was started with; None where none runs."""
         if not self.run_dir.is_dir():
@@ -85,7 +105,6 @@ class BlobService:
 
     def start(self, wanted: Wanted, files: dict[str, str]) -> dict:
         """Have such a server running, with these files among what it serves."""
-        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         note = self.running()
         if note is not None and not self.same(note, wanted):
             self.kill(note)

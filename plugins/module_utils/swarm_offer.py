@@ -7,10 +7,9 @@ Only what is known to be right is handed out: a host that has wrong bytes under 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from pathlib import Path
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import DIRECTORY_MODE, FILE_MODE, to_disk
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
@@ -65,10 +64,7 @@ class Offer:
         path, own = self.store.torrent(file), self.store.ownership
         for folder in (path.parent.parent, path.parent):
             own.make_directory(folder, DIRECTORY_MODE)
-        draft = Path(f"{path}.new")
-        draft.write_bytes(make_torrent(self.store.blob(file), self.ca))
-        own.give(draft, FILE_MODE)
-        os.replace(draft, path)
+        whole_files.write(path, make_torrent(self.store.blob(file), self.ca), FILE_MODE, own.ids())
         to_disk(path.parent)
 
 

@@ -21,6 +21,7 @@ NAME = "llm-fleet-content"
 BLOCK = 16384  # what BitTorrent v2 hashes first
 SMALLEST, LARGEST = 128 * 1024, 16 * 1024 * 1024  # bytes of a piece
 PIECES = 2048  # as many of them as that allows: fewer keep peers waiting for each other, more cost messages
+ROOT = b"11:pieces root32:"  # what comes before it in a torrent
 HASHERS = min(4, os.cpu_count() or 1)
 
 
@@ -40,30 +41,31 @@ def make_torrent(path: Path, ca: bytes) -> bytes:
     length = piece_length(size)
     with path.open("rb", buffering=0) as handle, ThreadPoolExecutor(HASHERS) as executor:
         pieces = list(executor.map(lambda begin: _piece(handle.fileno(), begin, min(length, size - begin), length), range(0, size, length)))
-    file: dict[str, Any] = {"length": size}
-    layers = {}
     if len(pieces) > 1:
-        file["pieces root"] = _root(pieces, _root([bytes(32)] * (length // BLOCK), bytes(32)))
-        layers[file["pieces root"]] = b"".join(pieces)
-    else:
-        # Where there is one piece, its tree is no larger than the file.
-        with path.open("rb") as handle:
-            file["pieces root"] = _root(_leaves(handle.read()), bytes(32))
-    info = {
-        "file tree": {NAME: {"": file}},
-        "meta version": 2,
-        "name": NAME,
-        "piece length": length,
-        "private": 1,
-        "ssl-cert": ca,
-    }
-    return encode({"info": info, "piece layers": layers})
+        return _torrent(size, ca, _root(pieces, _root([bytes(32)] * (length // BLOCK), bytes(32))), b"".join(pieces))
+    # Where there is one piece, its tree is no larger than the file.
+    with path.open("rb") as handle:
+        return _torrent(size, ca, _root(_leaves(handle.read()), bytes(32)), b"")
 
 
 def fits(torrent: bytes, size: int, ca: bytes) -> bool:
-    """Whether a torrent that is there is for this CA and a content of this size."""
-    beginning = encode({"ssl-cert": ca})[1:-1]
-    return beginning in torrent and encode({"length": size})[1:-1] in torrent and b"12:piece layersd" in torrent
+    """Whether a torrent that is there is one of ours, for this CA and a content of this size: only its hashes are taken on trust."""
+    begin = torrent.find(ROOT) + len(ROOT)
+    count = -(-size // piece_length(size))
+    pieces = torrent[-2 - 32 * count : -2] if count > 1 else b""
+    return torrent == _torrent(size, ca, torrent[begin : begin + 32], pieces)
+
+
+def _torrent(size: int, ca: bytes, root: bytes, pieces: bytes) -> bytes:
+    info = {
+        "file tree": {NAME: {"": {"length": size, "pieces root": root}}},
+        "meta version": 2,
+        "name": NAME,
+        "piece length": piece_length(size),
+        "private": 1,
+        "ssl-cert": ca,
+    }
+    return encode({"info": info, "piece layers": {root: pieces} if pieces else {}})
 
 
 def encode(value: Any) -> bytes:

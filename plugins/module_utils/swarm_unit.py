@@ -18,6 +18,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client 
 
 START = 30.0  # seconds that the program may take to answer
 END = 30.0  # seconds that it may take to end
+AGAIN = 5.0  # seconds within which systemd has started one again that was killed
 
 
 class PeerUnit:
@@ -38,12 +39,12 @@ class PeerUnit:
         self.lock = lock
 
     def join(self, lease: str, peers: list[tuple[str, int]], text: str, settings: Mapping[str, Any]) -> bool:
-        """Have the program there for this run; returns whether it was started."""
+        """Have the program there for this run, as this run has it; returns whether it was started."""
         with self._alone():
-            leases = self._leases()
-            started = leases is None or (not leases and self._differs(text, settings))
+            leases = self._settled()
+            started = leases is None or self._differs(text, settings)
             if started:
-                self._start(text, settings)
+                self._start(text, settings, taking_up=bool(leases))
             try:
                 self.peer.join(lease, peers)
             except (PeerGone, PeerRefused) as error:
@@ -53,6 +54,7 @@ class PeerUnit:
     def leave(self, lease: str) -> bool:
         """Give it back; returns whether that was the last run, and the program is gone."""
         with self._alone():
+            self._settled()
             try:
                 left = self.peer.leave(lease)
             except PeerGone:
@@ -77,6 +79,13 @@ class PeerUnit:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
+    def _settled(self) -> list[str] | None:
+        """Its leases; None where it is not there. One that was killed comes back with the leases that it had."""
+        if self.unit.exists():
+            with contextlib.suppress(PeerGone, PeerRefused):
+                self.peer.wait(AGAIN)
+        return self._leases()
+
     def _leases(self) -> list[str] | None:
         try:
             return self.peer.overview()["leases"]
@@ -86,14 +95,16 @@ class PeerUnit:
     def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
         return whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
 
-    def _start(self, text: str, settings: Mapping[str, Any]) -> None:
-        self._systemctl("stop", self.unit.name, may_fail=True)
+    def _start(self, text: str, settings: Mapping[str, Any], taking_up: bool) -> None:
+        """`taking_up`: other runs need it, or were killed while they did. What it keeps for them survives a restart, and no stop."""
+        if not taking_up:
+            self._systemctl("stop", self.unit.name, may_fail=True)
         for path, content in ((self.settings, _json(settings)), (self.unit, text)):
             whole_files.write(path, content, 0o644)
         self._systemctl("daemon-reload")
         # One that failed too often would not be started again otherwise.
         self._systemctl("reset-failed", self.unit.name, may_fail=True)
-        self._systemctl("start", self.unit.name)
+        self._systemctl("restart" if taking_up else "start", self.unit.name)
         try:
             self.peer.wait(START)
         except (PeerGone, PeerRefused) as error:

@@ -18,16 +18,17 @@ def read(path: str | Path) -> str:
         return ""
 
 
-def write(path: str | Path, content: str | bytes, mode: int) -> None:
+def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:
     """Replace a file, or make it and the directories above it. What is written is on disk when this returns.
 
-    Raises OSError, and leaves nothing of the new one then.
+    `owner`: numbers of user and group; -1 is whoever runs this. Raises OSError, and leaves nothing of the new one then.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchown(handle, *owner)
             os.fchmod(handle, mode)
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()

@@ -105,7 +105,8 @@ def offer(params: dict, check_mode: bool) -> dict:
     artifacts = [Artifact.parse(each["model"], each["version"], each["source"], each["files"]) for each in params["artifacts"]]
     ca = Path(params["ca_path"])
     # On a bare host, in check mode, there is no certificate yet.
-    offering = Offer(Store(params["store"], params["owner"], params["group"]), artifacts, ca.read_bytes() if ca.exists() else None)
+    pem = None if check_mode and not ca.exists() else ca.read_bytes()
+    offering = Offer(Store(params["store"], params["owner"], params["group"]), artifacts, pem)
     if check_mode:
         done = {"actions": offering.look(), "offered": [], "left_out": []}
     else:

@@ -10,7 +10,8 @@ short_description: Starts a host's peer program for a run, and ends it after the
 version_added: 0.1.0
 description:
   - The peer program brings contents from hosts of the fleet and hands them on. It is there only while a playbook needs it.
-  - Each run has a lease on it. With the first one its unit is written below C(/run/systemd/system) and started. With the last one it
+  - Each run has a lease on it. With the first one its unit is written below C(/run/systemd/system) and started. A later one with another
+    unit, other settings or other O(reads) has it started anew, and it goes on for the earlier ones. With the last one it
     ends, and unit and settings are removed. A program that nobody asks for anything, and in which nothing moves, ends by itself.
 options:
   state:
@@ -38,6 +39,11 @@ options:
   unit_text:
     description: The unit.
     type: str
+  reads:
+    description: Files that the unit reads when it starts, such as a certificate that may be renewed.
+    type: list
+    elements: path
+    default: []
   unit_dir:
     description: Where the unit lies.
     type: path
@@ -67,7 +73,7 @@ attributes:
     description: There is nothing to show.
     support: none
   idempotent:
-    description: A program that runs goes on. A second lease of the same name is the first one.
+    description: A program that runs as it is wanted goes on. A second lease of the same name is the first one.
     support: full
 """
 
@@ -101,8 +107,14 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_unit import PeerUnit
+
+
+def unit_text(params: dict) -> str:
+    """The unit, and what it reads at this moment: another certificate makes it another unit."""
+    return params["unit_text"] + "".join(f"# {path} {digest_of(Path(path))}\n" for path in params["reads"])
 
 
 def main() -> None:
@@ -114,6 +126,7 @@ def main() -> None:
             "port": {"type": "int", "default": 8446},
             "unit": {"type": "str", "default": "llm-fleet-peer.service"},
             "unit_text": {"type": "str"},
+            "reads": {"type": "list", "elements": "path", "default": []},
             "unit_dir": {"type": "path", "default": "/run/systemd/system"},
             "settings": {"type": "dict", "default": {}},
             "settings_path": {"type": "path", "default": "/run/llm-fleet-peer.json"},
@@ -131,10 +144,13 @@ def main() -> None:
     try:
         if params["state"] == "joined":
             peers = [(address, params["port"]) for address in params["peers"]]
-            changed = unit.join(params["lease"], peers, params["unit_text"], params["settings"])
+            changed = unit.join(params["lease"], peers, unit_text(params), params["settings"])
         else:
             changed = unit.leave(params["lease"])
     except ArtifactError as error:
+        module.fail_json(msg=str(error), fault=error.fault.as_dict())
+    except OSError as error:
+        error = ArtifactError.from_os_error(error, params["unit_dir"])
         module.fail_json(msg=str(error), fault=error.fault.as_dict())
     module.exit_json(changed=changed)
 

@@ -147,6 +147,13 @@ class ModelServer:
         if params["lease"] is not None and not LEASE.fullmatch(params["lease"]):
             raise ArtifactError("the lease is no name of letters and digits", "lease", "pass on what state: started returned")
 
+    def run(self) -> dict:
+        act = getattr(self, self.params["state"])
+        if self.check_mode or (act == self.stopped and not self.service.run_dir.is_dir()):
+            return act()
+        with self.service.alone():
+            return act()
+
     def started(self) -> dict:
         params = self.params
         tls = Tls(params["certificate"], params["key"], params["ca"])
@@ -217,8 +224,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        call = ModelServer(module.params, module.check_mode)
-        result = getattr(call, module.params["state"])()
+        result = ModelServer(module.params, module.check_mode).run()
     except ArtifactError as error:
         module.fail_json(msg=str(error), fault=error.fault.as_dict())
     except OSError as error:

@@ -146,7 +146,7 @@ class Bench:
         config, socket = root / f"peer{host}.json", self.folder / f"s{host}"
         config.write_text(json.dumps({
             "address": self.net.address(host), "port": PORT, "socket": str(socket),
-            "cert": pair[0], "key": pair[1], "settings": self.settings,
+            "cert": pair[0], "key": pair[1], "ca": self.ca.pem, "settings": self.settings,
         }))
         with self._process(host, *self.system.command("-I", PROGRAM, config)) as process:
             peer = Peer(socket)

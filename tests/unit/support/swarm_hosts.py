@@ -36,6 +36,7 @@ class SwarmHost:
         self.address = f"127.{10 + process // 250 % 200}.{1 + process % 250}.{number + 1}"
         self.folder = swarm.folder / str(number)
         self.folder.mkdir()
+        self.ca = swarm.ca.pem
         self.pair = ca.issue_peer(f"peer{number}", NAME)
         self.process: subprocess.Popen | None = None
         self.settings: dict = {}
@@ -45,7 +46,7 @@ class SwarmHost:
         self.settings = {**self.settings, **settings}
         config = {
             "address": self.address, "port": PORT, "socket": self.peer.path, "state": str(self.folder / "state"),
-            "cert": self.pair.certificate, "key": self.pair.key, **self.settings,
+            "cert": self.pair.certificate, "key": self.pair.key, "ca": self.ca, **self.settings,
         }
         (self.folder / "config").write_text(json.dumps(config))
         with (self.folder / "log").open("a") as log:

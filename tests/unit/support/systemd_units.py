@@ -3,7 +3,8 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """Stands for systemctl where a test has units and no systemd: starts and ends what ExecStart says.
 
-It knows start, stop, ExecStartPre and RuntimeDirectory, and neither users, sandboxes nor restarts. Units are looked for in $UNITS_DIR.
+It knows start, stop, restart, ExecStartPre and RuntimeDirectory, and neither users, sandboxes nor restarts of its own accord.
+Units are looked for in $UNITS_DIR.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 UNITS = Path(os.environ.get("UNITS_DIR", "/nonexistent"))
 
 
-def start(unit: str) -> int:
+def start(unit: str) -> None:
     text = (UNITS / unit).read_text()
     directory = UNITS / f"{unit}.run"
     directory.mkdir(exist_ok=True)
@@ -31,16 +32,15 @@ def start(unit: str) -> int:
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(directory)}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environment)
     (UNITS / f"{unit}.pid").write_text(str(process.pid))
-    return 0
 
 
-def stop(unit: str) -> int:
+def stop(unit: str) -> None:
     path = UNITS / f"{unit}.pid"
     try:
         pid = int(path.read_text())
         os.kill(pid, signal.SIGTERM)
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return
     for _look in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -50,9 +50,11 @@ def stop(unit: str) -> int:
             break
         time.sleep(0.1)
     path.unlink()
-    return 0
 
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    sys.exit({"start": start, "stop": stop}[what](rest[0]) if what in ("start", "stop") else 0)
+    if what in ("stop", "restart"):
+        stop(rest[0])
+    if what in ("start", "restart"):
+        start(rest[0])

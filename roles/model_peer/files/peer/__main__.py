@@ -22,10 +22,10 @@ TICK = 0.25  # seconds
 def main() -> int:
     with open(sys.argv[1], encoding="utf-8") as handle:
         config = json.load(handle)
-    # The unit lays certificate and key where nobody else comes; elsewhere this program could not read them.
+    # The unit lays certificate, key and CA where nobody else comes; elsewhere this program could not read them.
     directory = os.environ.get("RUNTIME_DIRECTORY")
     if directory:
-        config = {**config, "cert": f"{directory}/peer.pem", "key": f"{directory}/peer.key"}
+        config = {**config, "cert": f"{directory}/peer.pem", "key": f"{directory}/peer.key", "ca": f"{directory}/ca.pem"}
     try:
         program = Program(config, Swarm(config))
     except Trouble as trouble:
@@ -44,8 +44,8 @@ def main() -> int:
             program.tick()
     finally:
         control.close()
-    # A clean end has nothing to take up again.
-    if config.get("state") and os.path.exists(config["state"]):
+    # One that is started anew while runs need it takes up what it had.
+    if not program.leases and config.get("state") and os.path.exists(config["state"]):
         os.unlink(config["state"])
     return 0
 

@@ -43,12 +43,14 @@ class Program:
         try:
             if name not in ("join", "leave", "seed", "want", "flush", "drop", "recheck", "status"):
                 raise Trouble(f"unknown request {name!r}")
+            if asked.get("digest") in self.wishes:
+                self.wishes[asked["digest"]] = self.clock()
             return {"ok": True, **getattr(self, f"_{name}")(asked)}
         except Trouble as trouble:
             return {"error": str(trouble)}
         except (KeyError, TypeError, ValueError) as error:
             return {"error": f"{name}: {type(error).__name__}: {error}"}
-        except RuntimeError as error:  # libtorrent's
+        except (OSError, RuntimeError) as error:  # the latter is libtorrent's
             return {"error": f"{name}: {error}"}
 
     def tick(self) -> None:
@@ -56,7 +58,8 @@ class Program:
         self.swarm.watch()
         now = self.clock()
         for digest, asked in list(self.wishes.items()):
-            if now - asked > FORGOTTEN:
+            # One that is complete is being read and compared, which takes as long as it takes.
+            if now - asked > FORGOTTEN and not self._complete(digest):
                 with contextlib.suppress(Trouble):
                     self._drop({"digest": digest})
         if now - self._looked > LOOK:
@@ -65,7 +68,12 @@ class Program:
                 self._moved, self._active = moved, now
         if now - self._active > self.idle:
             print(f"nobody asked for anything for {self.idle:.0f} seconds, and nothing moved", flush=True)
+            self.leases.clear()
             self.ended = True
+
+    def _complete(self, digest: str) -> bool:
+        content = self.swarm.contents.get(digest)
+        return content is not None and content.status()["state"] == "here"
 
     def _join(self, asked: dict) -> dict:
         self.leases[str(asked["lease"])] = [[str(address), int(port)] for address, port in asked["peers"]]
@@ -91,7 +99,8 @@ class Program:
         digest = asked["digest"]
         if digest in self.swarm.contents:
             self.swarm.drop(digest)
-        self.offers.pop(digest, None)
+        if self.offers.pop(digest, None) is not None:
+            self._remember()
         self.swarm.add(digest, decoded(asked["torrent"]), asked["path"], asked.get("here"))
         self.wishes[digest] = self.clock()
         return {}
@@ -115,8 +124,6 @@ class Program:
         if digest is None:
             contents = {digest: content.status() for digest, content in self.swarm.contents.items()}
             return {"contents": contents, "leases": sorted(self.leases)}
-        if digest in self.wishes:
-            self.wishes[digest] = self.clock()
         return self.swarm.content(digest).status()
 
     def _meet(self) -> None:
@@ -139,9 +146,10 @@ class Program:
                 data = json.load(handle)
         except (OSError, ValueError):
             return
-        self.leases = data["leases"]
-        for digest, offer in data["offers"].items():
+        self.leases, self.offers = data["leases"], data["offers"]
+        for digest, offer in list(self.offers.items()):
             answer = self.answer({"do": "seed", "digest": digest, **offer})
             if "error" in answer:
+                del self.offers[digest]
                 print(f"{digest} is no longer handed out: {answer['error']}", flush=True)
         self._meet()

@@ -114,6 +114,7 @@ class Swarm:
 
     def __init__(self, config: dict) -> None:
         self.config = config
+        self.ca = Path(config["ca"]).read_bytes().decode()
         address = f"[{config['address']}]" if ":" in config["address"] else config["address"]
         settings = {
             **SETTINGS,
@@ -156,9 +157,12 @@ class Swarm:
                 return self.contents[digest]
             self.drop(digest)
         params = self._params(torrent, path, here)
+        size = params.ti.files().file_size(0)
+        if here and here[-1][1] > size:
+            raise Trouble(f"there are {here[-1][1]} bytes, and the torrent is for {size}")
         handle = self.session.add_torrent(params)
         info = params.ti
-        content = Content(digest, path, handle, info.num_pieces(), info.piece_length(), info.files().file_size(0))
+        content = Content(digest, path, handle, info.num_pieces(), info.piece_length(), size)
         self.contents[digest] = content
         handle.set_ssl_certificate(self.config["cert"], self.config["key"], DH, "")
         self.watch()
@@ -173,8 +177,10 @@ class Swarm:
         files = info.files()
         # What fills up the last piece is a file too, for libtorrent.
         real = [index for index in range(files.num_files()) if not files.file_flags(index) & lt.file_flags_t.flag_pad_file]
-        if real != [0] or not info.priv() or info.info_hashes().has_v1() or not info.ssl_cert():
-            raise Trouble("only private torrents of one file are taken, of BitTorrent v2, that say whose certificates hold")
+        # Who is asked, and what may be connected to, is for the inventory to say.
+        strange = not info.priv() or info.ssl_cert() != self.ca or list(info.trackers()) or info.web_seeds()
+        if real != [0] or info.info_hashes().has_v1() or strange:
+            raise Trouble("only private torrents of one file are taken: BitTorrent v2, for the fleet's CA, no trackers, no web seeds")
         params = lt.add_torrent_params()
         params.ti = info
         params.save_path = os.path.dirname(path)

@@ -79,6 +79,24 @@ def test_a_torrent_fits_one_ca_and_one_size(tmp_path):
     assert not fits(b"<html>", 300_000, CA)
 
 
+def test_what_says_more_than_ours_or_something_else_does_not_fit(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(300_000))
+    ours, strangers = make_torrent(path, CA), make_torrent(path, b"another CA")
+    # A torrent of somebody else that says what is looked for where nobody reads it.
+    assert not fits(b"d" + encode({"aaa": {"length": 200_000, "ssl-cert": CA}})[1:-1] + strangers[1:], 200_000, CA)
+    assert not fits(b"d" + encode({"announce": "http://10.0.0.1/"})[1:-1] + ours[1:], 300_000, CA)
+    assert not fits(ours[:-1] + encode({"url-list": "http://10.0.0.1/"})[1:], 300_000, CA)
+    assert not fits(ours[:-1], 300_000, CA) and not fits(b"", 300_000, CA)
+
+
+@pytest.mark.parametrize("size", [1, SMALLEST, SMALLEST + 1, 5 * SMALLEST + 17])
+def test_ours_fits_whatever_its_size(tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(random.Random(size).randbytes(size))
+    assert fits(make_torrent(path, CA), size, CA)
+
+
 def test_bencode_sorts_by_bytes_and_refuses_what_it_has_no_word_for():
     assert encode({"b": b"\xff", "a": -1, "aa": {"x": "é"}}) == "d1:ai-1e2:aad1:x2:ée1:b1:".encode() + b"\xffe"
     with pytest.raises(TypeError, match="float"):

@@ -18,6 +18,7 @@ class Host:
     def __init__(self, folder) -> None:
         self.running = False
         self.starts = True
+        self.comes_back = False  # systemd starts one that was killed again
         self.leases: dict[str, list] = {}
         self.said: list[str] = []
         self.path = folder / "run" / "peer.service"
@@ -28,7 +29,7 @@ class Host:
         if arguments[0] == "journalctl":
             return 0, "listen: address not available\n", ""
         self.said.append(" ".join(arguments[1:]))
-        if arguments[1] == "start":
+        if arguments[1] in ("start", "restart"):
             self.running = self.starts
         elif arguments[1] == "stop":
             self.running, self.leases = False, {}
@@ -43,6 +44,7 @@ class Host:
         return {"leases": sorted(self.leases), "contents": {}}
 
     def wait(self, _seconds: float) -> None:
+        self.running = self.running or self.comes_back
         self._answer()
 
     def join(self, lease: str, peers: list) -> None:
@@ -73,11 +75,24 @@ def test_the_first_run_starts_it_and_the_last_one_ends_it(host):
     assert not host.path.exists() and not host.settings.exists() and host.said[-1] == "daemon-reload"
 
 
-def test_other_settings_wait_for_the_runs_that_are_there(host):
-    host.enter("one", port=1)
-    assert not host.enter("two", port=2) and '"port": 1' in host.settings.read_text()
-    host.leases.clear()
-    assert host.enter("three", port=2) and '"port": 2' in host.settings.read_text()
+@pytest.mark.parametrize("later", [{"download": 2}, {"text": "unit with another fleet"}])
+def test_what_a_later_run_says_holds_although_a_run_that_was_killed_left_its_lease(host, later):
+    host.enter("killed", download=1)
+    assert host.enter("two", **{"download": 1, **later})
+    assert later.get("text", '"download": 2') in (host.path.read_text() + host.settings.read_text())
+    assert host.said[-1] == "restart peer.service" and "daemon-reload" in host.said[-3:]
+    # What it keeps for the other run would not survive a stop.
+    assert host.said.count("stop peer.service") == 1 and sorted(host.leases) == ["killed", "two"]
+
+
+def test_one_that_was_killed_comes_back_with_the_leases_of_other_runs(host):
+    for lease in ("one", "two", "three"):
+        host.enter(lease)
+    host.comes_back = True
+    host.running = False
+    assert not host.enter("four") and sorted(host.leases) == ["four", "one", "three", "two"]
+    host.running = False
+    assert not host.unit.leave("two") and host.path.exists() and sorted(host.leases) == ["four", "one", "three"]
 
 
 def test_one_that_ended_by_itself_is_started_again_and_tidied_up_after(host):

@@ -10,11 +10,15 @@ import signal
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import blob_service
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_service import BlobService
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.fleet_ca import FleetCa
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import BODY, digest
 
@@ -127,6 +131,31 @@ def test_only_the_last_of_two_runs_stops_it(controller):
     assert not controller.stop(lease=MINE)["changed"]
     assert controller.get(second["url"], BODY) == BODY
     assert controller.stop(lease=THEIRS)["changed"] and ends(first["pid"])
+
+
+def test_runs_that_start_it_at_once_share_one_server(controller):
+    bodies = [f"weights {number}".encode() for number in range(4)]
+    for body in bodies:
+        (controller.root / digest(body)).write_bytes(body)
+
+    def start(body: bytes) -> dict:
+        return controller.start(files={digest(body): str(controller.root / digest(body))}, lease=digest(body)[:8])
+
+    with ThreadPoolExecutor(len(bodies)) as executor:
+        started = list(executor.map(start, bodies))
+    assert len({each["pid"] for each in started}) == 1, started
+    assert [controller.get(started[0]["url"], body) for body in bodies] == bodies
+    with ThreadPoolExecutor(len(bodies)) as executor:
+        stopped = list(executor.map(lambda body: controller.stop(lease=digest(body)[:8]), bodies))
+    assert sum(each["changed"] for each in stopped) == 1 and ends(started[0]["pid"])
+
+
+def test_a_run_that_holds_on_to_its_turn_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(blob_service, "TURN", 0)
+    with BlobService(tmp_path).alone(), pytest.raises(ArtifactError) as caught, BlobService(tmp_path).alone():
+        pass
+    what, where, fix = caught.value.fault
+    assert "another run" in what and where == str(tmp_path / "turn") and "fuser" in fix
 
 
 def test_a_killed_server_is_started_anew(controller):

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import PeerGone, PeerRefused
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import piece_length
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import encode, piece_length
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.fleet_ca import FleetCa
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.swarm_hosts import SwarmHosts, has_libtorrent
 
@@ -108,6 +108,18 @@ def test_what_it_hands_on_is_handed_on_again_after_it_was_killed(swarm):
     other.until(DIGEST, here)
 
 
+def test_one_that_is_started_anew_while_runs_need_it_goes_on(swarm):
+    seed, other = swarm.add(2)
+    swarm.mesh()
+    torrent = swarm.torrent(BODY)
+    seed.seed(BODY, torrent)
+    seed.stop()
+    seed.start(upload=50_000_000)
+    assert seed.peer.overview()["leases"] == ["test"]
+    other.want(DIGEST, torrent)
+    other.until(DIGEST, here)
+
+
 def test_a_piece_that_became_wrong_is_found_and_comes_again_alone(swarm):
     seed, other = swarm.add(2)
     swarm.mesh()
@@ -181,11 +193,25 @@ def test_where_it_cannot_listen_it_says_so_and_ends(swarm, address):
     assert f"cannot listen at {other.address}:8446" in (other.folder / "log").read_text()
 
 
-@pytest.mark.parametrize("without", [b"8:ssl-cert", b"7:privatei1e"])
-def test_a_torrent_that_is_open_to_others_is_refused(swarm, without):
+def test_a_torrent_that_is_open_to_others_is_refused(swarm):
     (host,) = swarm.add(1)
     torrent = swarm.torrent(BODY)
-    assert without in torrent
-    # A key of the same length, which nobody knows, takes its place.
-    with pytest.raises(PeerRefused, match="only private torrents"):
-        host.want(DIGEST, torrent.replace(without, without.replace(b"ssl-cert", b"ssl-nope").replace(b"private", b"prifate")))
+    opened = [
+        # A key of the same length, which nobody knows, takes another one's place.
+        torrent.replace(b"8:ssl-cert", b"8:ssl-nope"),
+        torrent.replace(b"7:privatei1e", b"7:prifatei1e"),
+        swarm.torrent(BODY, FleetCa(swarm.folder, "stranger")),
+        b"d" + encode({"announce": "http://10.9.9.9/a"})[1:-1] + torrent[1:],
+        torrent[:-1] + encode({"url-list": "http://10.9.9.9/b"})[1:],
+    ]
+    for each in opened:
+        assert each != torrent
+        with pytest.raises(PeerRefused, match="only private torrents"):
+            host.want(DIGEST, each)
+    host.want(DIGEST, torrent)
+
+
+def test_a_file_that_is_larger_than_its_torrent_says_is_not_handed_out(swarm):
+    (host,) = swarm.add(1)
+    with pytest.raises(PeerRefused, match="the torrent is for"):
+        host.seed(BODY + b"more", swarm.torrent(BODY))

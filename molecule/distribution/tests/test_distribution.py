@@ -73,7 +73,11 @@ def test_a_stranger_gets_no_byte(operator, outside, stores, fleet, bare, peers, 
     run, output = underway(models, "gpu1", sha256)
     depot, node = fleet.address("depot1"), fleet.address("gpu1")
     torrent = f"{STORE}/torrents/sha256/{sha256}.torrent"
-    config = {"address": depot, "port": 9555, "socket": "/tmp/stranger/s", "cert": "/tmp/stranger/x.pem", "key": "/tmp/stranger/x.key"}
+    # The fleet's CA is no secret; a certificate of it is what a stranger lacks.
+    config = {
+        "address": depot, "port": 9555, "socket": "/tmp/stranger/s",
+        "cert": "/tmp/stranger/x.pem", "key": "/tmp/stranger/x.key", "ca": "/etc/llm_fleet/tls/ca.pem",
+    }
     ask = f"""
 import base64, json, socket, time
 def ask(**what):

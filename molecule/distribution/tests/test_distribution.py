@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 
 import pytest
@@ -137,6 +139,23 @@ def test_a_killed_peer_goes_on_where_it_was(operator, outside, stores, fleet, ba
     assert run.wait(timeout=240) == 0, output.read_text()[-3000:]
     assert stores.trees("gpu1")["resumed/1.0.0/resumed.gguf"] == sha256
     assert from_depot(stores, sha256, "gpu1", began) < size
+
+
+@pytest.mark.long
+def test_what_a_run_says_holds_though_one_was_killed_before_it(operator, outside, stores, fleet, bare, peers, underway):
+    """What it left on the hosts goes on bringing the file, by the settings of whoever came after it."""
+    models = both(outside, "again", 412)
+    operator.lock(models)
+    (sha256,) = operator.digests("again")
+    run, _output = underway(models, "gpu1", sha256)
+    os.killpg(run.pid, signal.SIGKILL)
+    told = {host: json.loads(fleet.shell(host, "cat /run/llm-fleet-peer.json"))["download"] for host in fleet.hosts("gpu_nodes")}
+    assert set(told.values()) == {LIMIT}
+    operator.stage(models, *P2P)
+    for host in fleet.hosts("gpu_nodes"):
+        assert stores.trees(host)["again/1.0.0/again.gguf"] == sha256
+        # The killed run never gave its program back.
+        assert "running" in peers.there(host) and json.loads(fleet.shell(host, "cat /run/llm-fleet-peer.json"))["download"] == 0
 
 
 @pytest.mark.long

@@ -224,9 +224,11 @@ def test_two_versions_share_files(operator, outside, stores, fleet, bare):
 
 
 @pytest.mark.long
-def test_a_new_node_is_let_in_where_the_rules_are_older_than_it(operator, outside, stores, fleet, bare, guarded):
+def test_hosts_let_each_other_in_where_their_rules_are_older_than_the_inventory(operator, outside, stores, fleet, bare, guarded):
+    """One that dials is enough, so all have rules: gpu2 came later than those of the others, and its own are of another time still."""
     guarded("depot1", "depot1", "gpu1")
     guarded("gpu1", "depot1", "gpu1")
+    guarded("gpu2", "gpu2")
     models = both(outside, "late", 411)
     operator.lock(models)
     (sha256,), began = operator.digests("late"), time.time()

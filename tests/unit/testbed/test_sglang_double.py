@@ -253,8 +253,11 @@ def test_forced_it_waits_for_nobody(sglang):
 
 
 def test_a_model_that_breaks_off_ends_it(sglang):
-    os.kill(sglang.start().runner_pid(), signal.SIGKILL)
-    assert sglang.process.wait(10) == -signal.SIGKILL and "child failed" in sglang.log()
+    sglang.start()
+    # It serves before its first answer, and one that breaks off until then fails otherwise.
+    wait_until(lambda: "ready to roll" in sglang.log())
+    os.kill(sglang.runner_pid(), signal.SIGKILL)
+    assert sglang.process.wait(30) == -signal.SIGKILL and "child failed" in sglang.log()
 
 
 @pytest.mark.parametrize(

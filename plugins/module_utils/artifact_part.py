@@ -182,7 +182,7 @@ class Part:
             self._full(error)
         self._count(len(data))
         self._unnoted = True
-        if self.has_holes and time.monotonic() - self._noted > NOTE:
+        if time.monotonic() - self._noted > NOTE:
             self.note()
 
     def hexdigest(self) -> str:

@@ -36,6 +36,11 @@ def is_folder(url: SourceUrl) -> bool:
     return url.path == "" or url.path.endswith("/")
 
 
+def folder_passes_over(name: str) -> bool:
+    """Whether a folder of a web server may have this file, and it is no part of the model."""
+    return name == SUMS or is_hidden(name)
+
+
 def engines_read(names: Iterable[str]) -> list[str]:
     """What an engine loads of a repository of the hub: one format of the weights, nothing for people's eyes."""
     named = [name for name in names if not name.lower().endswith(NO_PART_OF_A_MODEL) and not is_hidden(name)]
@@ -52,7 +57,7 @@ def passed_over(url: SourceUrl, name: str, taken: Collection[str]) -> bool:
     if url.scheme == "hf":
         return name not in engines_read([*taken, name])
     if url.scheme in ("http", "https"):
-        return name == SUMS or is_hidden(name) if is_folder(url) else set(taken) == {unquote(PurePosixPath(url.path).name)}
+        return folder_passes_over(name) if is_folder(url) else set(taken) == {unquote(PurePosixPath(url.path).name)}
     # Whether the path is that of a file, only its host knows. Where it is, the version has that file and no other.
     if url.scheme in ("file", "s3") and set(taken) == {PurePosixPath(url.path).name}:
         return True

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import SUMS, is_folder, is_hidden
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.source_choice import SUMS, folder_passes_over, is_folder, is_hidden
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base import (
     RemoteFile,
     Resolution,
@@ -44,7 +44,7 @@ class HttpSource(Source):
 
     def resolve(self) -> Resolution:
         files = self._folder() if self.is_folder else [self._measured(unquote(PurePosixPath(self.parts.path).name))]
-        left_out = _passed_over if self.is_folder else whatever
+        left_out = folder_passes_over if self.is_folder else whatever
         return Resolution(self.url.text, tuple(files), guess_format([file.path for file in files]), None, left_out)
 
     def locate(self, path: str, size: int | None = None, sha256: str | None = None) -> Request:
@@ -158,11 +158,6 @@ class _Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         if tag == "a":
             self.found += [value for name, value in attrs if name == "href" and value]
-
-
-def _passed_over(path: str) -> bool:
-    """Whether a folder may have this file, and it is no part of the model."""
-    return path == SUMS or is_hidden(path)
 
 
 def _plain(path: str) -> bool:

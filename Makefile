@@ -116,8 +116,8 @@ checks: ## lint, sanity and unit, one after the other
 	@for target in lint sanity unit; do \
 	    echo "▸ $$target"; begun=$$SECONDS; $(MAKE) $$target; echo "  make $$target: $$((SECONDS - begun)) s"; \
 	done
-test-long: ## All of `make test`, and the scenarios that take their time
-	@$(MAKE) checks
+test-long: ## All of `make test`, the scenarios that take their time, and properties tried with new examples
+	@LLM_FLEET_LONG=1 $(MAKE) checks
 	@LLM_FLEET_LONG=1 $(MAKE) molecule SCENARIO="$(SCENARIOS_LONG)"
 bench: venv images-bench setup-bench ## Measure what the gateway, a run without changes, and the store cost; figures go to .bench/
 	$(BIN)/python tests/bench/site.py

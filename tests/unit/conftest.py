@@ -16,8 +16,10 @@ from ansible_collections.localfirst.llm_fleet.tests.unit.support import module_p
 REPO = Path(__file__).resolve().parents[2]
 
 # How long an example takes says more about what else the machine does than about what is tested.
-settings.register_profile("unit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unit")
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=500, print_blob=True)
+# A change is judged by the same examples each time, so that what it did not touch cannot fail; new ones are looked for at length.
+settings.register_profile("same", settings.get_profile("search"), max_examples=100, derandomize=True)
+settings.load_profile("search" if os.environ.get("LLM_FLEET_LONG") else "same")
 
 
 @pytest.fixture

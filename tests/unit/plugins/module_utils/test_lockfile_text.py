@@ -35,6 +35,7 @@ SOURCE = st.one_of(
 @st.composite
 def files(draw):
     found = []
+    origins = iter(draw(st.lists(PATH, min_size=4, max_size=4, unique=True)))  # no two files come from one
     for path in draw(st.lists(PATH, min_size=1, max_size=4, unique=True)):
         entry = {"path": path}
         if draw(st.booleans()):
@@ -44,7 +45,7 @@ def files(draw):
             entry["sha256"] = draw(HEX)
             entry["size"] = int(entry["sha256"][:8], 16)
             if draw(st.booleans()):
-                entry["from"] = draw(PATH)
+                entry["from"] = next(origins)
         if not any(other["path"].startswith(f"{path}/") or path.startswith(f"{other['path']}/") for other in found):
             found.append(entry)
     return sorted(found, key=lambda file: file["path"])

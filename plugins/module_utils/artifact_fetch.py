@@ -96,6 +96,8 @@ class Fetcher:
 
     def fetch(self, artifact: Artifact, file: File, part: Part) -> int:
         """Bring a file into its part, complete and with the right digest; return the number of bytes that moved."""
+        if part.has_another_writer:
+            part.go_on_in_a_copy()
         part.begin(self.hashing, self.advance)
         part.note()
         if file.content is not None:

@@ -127,6 +127,16 @@ class Part:
             self._full(error)
         self.hold([(0, self.position), *behind] if self.position else behind)
 
+    @property
+    def has_another_writer(self) -> bool:
+        """Whether it was given to the peer program (`Peer.may_write`), and that never gave it back: whoever was to ask for it was killed."""
+        return os.fstat(self.handle.fileno()).st_uid != os.geteuid()
+
+    def take_back(self) -> None:
+        """Nobody else writes to it any more."""
+        if self.has_another_writer:
+            os.fchown(self.handle.fileno(), os.geteuid(), -1)
+
     def go_on_in_a_copy(self) -> None:
         """Leave the file to whoever may still write to it, and go on with what is known to be there in one of our own."""
         here, draft = self.held(), self.path.with_suffix(".part-new")

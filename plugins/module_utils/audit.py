@@ -8,7 +8,6 @@ An action never fails because its note could not be written: what went wrong com
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import client_registry, directory_lock
 
 FILE = "/var/log/llm_fleet/audit.jsonl"
 LIMIT = 10 * 2**20  # bytes of one file
@@ -99,9 +98,7 @@ def _shown(value: Any, left_out: list[str], where: str = "") -> Any:
 def _append(path: Path, line: bytes) -> None:
     """One line at the end, or nothing. Writers take turns, so that none writes to a file that another has just moved away."""
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with directory_lock.locked(path.parent):
         if path.exists() and path.stat().st_size + len(line) > LIMIT:
             _rotate(path)
         file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o640)
@@ -109,8 +106,6 @@ def _append(path: Path, line: bytes) -> None:
             _write(file, line)
         finally:
             os.close(file)
-    finally:
-        os.close(folder)
 
 
 def _write(file: int, line: bytes) -> None:

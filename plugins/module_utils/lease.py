@@ -10,9 +10,7 @@ new one. Time is the gateway's own: the clocks of two controllers need not agree
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import actor, directory_lock, whole_files
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 OWNER = (*actor.FIELDS, "purpose")
@@ -80,17 +78,13 @@ class Lease:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep every other caller on this gateway out. The kernel ends it with the process."""
+        """Keep every other caller on this gateway out."""
         if self.dry and not self.folder.is_dir():
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with directory_lock.locked(self.folder):
             yield
-        finally:
-            os.close(handle)
 
     def _read(self, force: bool = False) -> dict | None:
         if not self.path.exists():

@@ -266,9 +266,13 @@ class _Bringing:
         """Take the file back from the program. Two that write to it would make bytes wrong that were hashed on their way."""
         try:
             self.part.hold(self.peer.drop(self.file.sha256))
+            free = True
         except (PeerGone, PeerRefused):
-            if not self._let_go():
-                self.part.go_on_in_a_copy()
+            free = self._let_go()
+        if free:
+            self.part.take_back()
+        else:
+            self.part.go_on_in_a_copy()
         self._count(sum(end - begin for begin, end in self.part.held()))
 
     def _let_go(self) -> bool:

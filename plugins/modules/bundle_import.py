@@ -68,20 +68,30 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import directory_lock
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_import import Imports
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import Manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
 
 
 def run(module: AnsibleModule) -> dict:
     params = module.params
-    bundle, change = Path(params["bundle"]), not module.check_mode
+    bundle, into, change = Path(params["bundle"]), Path(params["into"]), not module.check_mode
     manifest, digest, faults = read_manifest(bundle)
     if manifest is None or digest != params["manifest"]:
         what = faults[0].what if faults else f"its manifest has the digest {digest}, and {params['manifest']} was verified"
         raise ArtifactError(what, str(bundle), "run bundle.yml again, which verifies it first")
-    imports = Imports(Path(params["into"]))
+    if not change:
+        return _import(params, manifest, False)
+    into.mkdir(parents=True, exist_ok=True)
+    with directory_lock.locked(into):  # two imports at once would take files from under each other, and notes
+        return _import(params, manifest, True)
+
+
+def _import(params: dict, manifest: Manifest, change: bool) -> dict:
+    bundle, imports = Path(params["bundle"]), Imports(Path(params["into"]))
     for fault in imports.faults:
         raise ArtifactError(*fault)
     if params["note"]:

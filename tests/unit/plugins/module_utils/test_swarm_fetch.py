@@ -196,6 +196,19 @@ def test_a_program_that_ended_has_let_go(depot, tmp_path, overview):
         assert os.fstat(part.handle.fileno()).st_ino == inode and part.path.read_bytes() == BODY
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to somebody else")
+@pytest.mark.parametrize("drop", [{"here": []}, PeerRefused("unknown content")])
+def test_a_file_that_was_the_programs_to_write_is_ours_again(depot, tmp_path, drop):
+    """Its owner is who may write: a file that is still the program's is left to it by whoever comes later."""
+    program = Program(drop=drop, overview={"contents": {}})
+    program.user = 65534
+    with Part.take(tmp_path / f"{FILE.sha256}.part", FILE) as part:
+        inode = os.fstat(part.handle.fileno()).st_ino
+        asking(program, depot).fetch(ARTIFACT, FILE, part)
+        status = os.fstat(part.handle.fileno())
+        assert os.fstat(program.descriptor).st_ino == inode == status.st_ino and status.st_uid == 0
+
+
 def test_what_peers_bring_is_within_the_limit_of_the_host(depot, tmp_path):
     waited: list[float] = []
     limiter = Limiter(1000, clock=lambda: 0.0, pause=waited.append)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,17 @@ def test_a_disk_that_goes_bad_while_it_is_read_leaves_nothing_wrong(sides, bundl
     (bundle / DEB).write_bytes(body[:-1] + b"?")
     refused = sides.run_module("bundle_import", bundle=str(bundle), manifest=found["manifest"], into=str(sides.into))
     assert refused["failed"] and "changed while it was read" in refused["msg"] and DEB not in names(sides.into)
+
+
+def test_imports_at_once_wait_for_each_other(sides):
+    """Each of another bundle: one takes files from under the other, and forgets what that one has noted, unless they take turns."""
+    images = {number: {f"images/echo-{number}.tar": b"its own", IMAGE: bytes(2**24)} for number in range(4)}
+    bundles = [sides.write(str(number), {}, files, key=str(sides.private)) for number, files in images.items()]
+    with ThreadPoolExecutor(len(bundles)) as pool:
+        taken = list(pool.map(sides.take, bundles))
+    assert [each["changed"] for each in taken] == [True] * len(bundles)
+    known = json.loads((sides.into / "imported.json").read_text())["files"]
+    assert known.keys() == {"models.lock.yml", *(path for files in images.values() for path in files)}
 
 
 def test_a_record_that_cannot_be_read_is_no_fresh_start(sides, bundle):

@@ -129,7 +129,7 @@ class Part:
 
     @property
     def has_another_writer(self) -> bool:
-        """Whether it was given to the peer program (`Peer.may_write`), and that never gave it back: whoever was to ask for it was killed."""
+        """Whether it was given to the peer program (`Peer.may_write`), and not taken back since: that run was killed."""
         return os.fstat(self.handle.fileno()).st_uid != os.geteuid()
 
     def take_back(self) -> None:

@@ -19,8 +19,8 @@ WITH_VENV := PATH="$(BIN):$$PATH"
 
 # Scenarios of `make test`, in this order. The first makes the fleet that the others use. The next four find it as that left it, and
 # leave it so; the others bring it a catalog of their own. gpu_host and airgap have fleets of their own, and that one makes room for them.
-SCENARIOS := default gateway models distribution anywhere engines rollout gpu_host
-SCENARIOS_LONG := $(filter-out gpu_host,$(SCENARIOS)) lifecycle airgap gpu_host
+SCENARIOS := default gateway models distribution anywhere engines rollout gpu_host airgap
+SCENARIOS_LONG := $(filter-out gpu_host airgap,$(SCENARIOS)) lifecycle airgap gpu_host
 export MOLECULE_GLOB := molecule/*/molecule.yml
 # What failed in a scenario, in few words: said once more at the very end, where a log is read first.
 FAILURES := .testbed/molecule/failures.txt

@@ -109,6 +109,7 @@ def test_an_import_fills_the_depot(fleet, imported):
     assert sorted(path.suffix for path in (STATE / "bundle" / "images").iterdir()) == [".tar", ".tar"]
 
 
+@pytest.mark.long
 def test_the_same_bundle_again_changes_nothing(fleet, imported):
     done = fleet.playbook("bundle", "-e", f"import={imported.second}")
     recap = [line for line in done.stdout.splitlines() if "changed=" in line and "unreachable=" in line]

@@ -9,6 +9,7 @@ import json
 import pytest
 
 
+@pytest.mark.long
 def test_check_mode_on_bare_hosts_says_what_would_be_done(fleet, imported):
     done = fleet.playbook("site", "--check")
     assert "docker.io" in done.stdout and "haproxy" in done.stdout and "nvidia-container-toolkit" in done.stdout
@@ -47,12 +48,14 @@ def test_packages_are_the_bundles_and_the_hosts_own_sources_are_as_they_were(fle
         assert fleet.shell(host, "grep -rl llm_fleet /etc/apt/sources.list* /etc/apt/apt.conf.d || true") == ""
 
 
+@pytest.mark.long
 def test_a_second_run_changes_nothing(fleet, serving):
     done = fleet.playbook("site")
     recap = [line for line in done.stdout.splitlines() if "changed=" in line and "unreachable=" in line]
     assert recap and all("changed=0 " in line for line in recap), recap
 
 
+@pytest.mark.long
 def test_a_node_that_lost_its_images_gets_them_again(fleet, token, exporter):
     fleet.shell("gpu1", "docker rm -f $(docker ps -aq) >/dev/null; docker image prune -af >/dev/null; test -z \"$(docker images -q)\"")
     fleet.playbook("site")

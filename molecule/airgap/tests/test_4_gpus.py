@@ -55,6 +55,7 @@ def test_a_monitor_reads_its_metrics(fleet, serving):
     assert metrics.count("DCGM_FI_DEV_FB_USED{") == 2
 
 
+@pytest.mark.long
 def test_an_archive_that_does_not_prove_it_is_not_taken(fleet, serving):
     """The image is in the archive as before; but the inventory names another digest, which nothing here leads to."""
     other = f"10.203.5.2:5000/dcgm-exporter@sha256:{'ab' * 32}"

@@ -224,6 +224,24 @@ def test_two_versions_share_files(operator, outside, stores, fleet, bare):
 
 
 @pytest.mark.long
+def test_a_depot_that_cannot_hand_out_gives_back_what_it_took(operator, outside, stores, fleet, bare, peers):
+    """Nodes have the file from it over HTTP, and the run says what failed."""
+    models = both(outside, "unoffered", 413)
+    operator.lock(models)
+    (sha256,) = operator.digests("unoffered")
+    torrents = f"{STORE}/torrents"
+    fleet.shell("depot1", f"rm -rf {torrents}; touch {torrents}")
+    try:
+        done = operator.run("stage", models, *P2P, check=False)
+    finally:
+        fleet.shell("depot1", f"rm {torrents}")
+    assert done.returncode != 0 and "torrents" in said(done), said(done)[-3000:]
+    for host in fleet.hosts("gpu_nodes"):
+        assert stores.trees(host)["unoffered/1.0.0/unoffered.gguf"] == sha256
+    assert [peers.there(host) for host in (*fleet.hosts("gpu_nodes"), *fleet.hosts("depots"))] == [[], [], []]
+
+
+@pytest.mark.long
 def test_hosts_let_each_other_in_where_their_rules_are_older_than_the_inventory(operator, outside, stores, fleet, bare, guarded):
     """One that dials is enough, so all have rules: gpu2 came later than those of the others, and its own are of another time still."""
     guarded("depot1", "depot1", "gpu1")

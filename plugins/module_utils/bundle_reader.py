@@ -22,12 +22,16 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manife
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, Mismatch, SignatureError, parse_bundle
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import blank
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import CertificateTrust, KeyTrust
 
 READERS = 4  # files that are hashed at the same time
 UNSIGNED_FIX = "have it written with -e sign_key=…; or take it as it is, with -e unsigned=true, if you know where it comes from"
 TRUST = "llm_fleet_bundle_signature"
-TRUST_FIX = f"say whose signature counts: {TRUST}: {{key: /path/to/bundle.pub}}, or with -e unsigned=true take it without"
+TRUST_FIX = (
+    f"say whose signature counts: {TRUST}: {{key: /path/to/bundle.pub}} or {{ca: /path/to/ca.pem, identity: who@example.com}}, "
+    "or with -e unsigned=true take it without"
+)
 
 
 class Found(NamedTuple):
@@ -97,7 +101,9 @@ def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
 
 def trust_of(trust: dict[str, Any]) -> Any:
     """Whose signature counts; raises SignatureError where that is not said, or cannot be read."""
-    key, ca, identity = (trust.get(name) or "" for name in ("key", "ca", "identity"))
+    if empty := blank(trust):
+        raise SignatureError(f"{TRUST} names no text as {' and '.join(empty)}", TRUST_FIX)
+    key, ca, identity = (trust.get(name, "") for name in ("key", "ca", "identity"))
     if bool(key) == bool(ca) or set(trust) - {"key", "ca", "identity"}:
         raise SignatureError(f"{TRUST} names neither a key nor a CA, or both, or something else", TRUST_FIX)
     try:

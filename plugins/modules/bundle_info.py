@@ -20,7 +20,8 @@ options:
   signature:
     description:
       - Whose signature counts. C(key) is a file with a public key in PEM; or C(ca) is one with a CA's certificate, and C(identity) the
-        name in the signer's certificate. As the variable C(llm_fleet_bundle_signature).
+        name in the signer's certificate; left out, any name will do. None of them may be empty.
+        As the variable C(llm_fleet_bundle_signature).
     type: dict
     default: {}
   unsigned:

@@ -155,6 +155,20 @@ def test_a_certificate_of_the_right_name_vouches_too(sides):
     assert "signed it, and not 'eve@example.com'" in sides.info(bundle, signature={**ca, "identity": "eve@example.com"})["msg"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"identity": ""}, {"identity": None}, {"identity": 0}, {"identity": " "}, {"identity": ["a"]}, {"key": ""}, {"ca": 5}, {"ca": None}],
+)
+def test_an_identity_that_is_left_empty_is_not_everybody(sides, said):
+    authority, stranger = Authority(), key("stranger")
+    private, _public = stranger.write(sides.folder, "stranger")
+    (sides.folder / "chain.pem").write_text(pem_of(authority.issue(stranger, "mallory", email="mallory@example.com")))
+    (sides.folder / "ca.pem").write_text(authority.pem)
+    bundle = sides.write("theirs", {}, key=str(private), certificate=str(sides.folder / "chain.pem"))
+    (fault,) = sides.info(bundle, signature={"ca": str(sides.folder / "ca.pem"), **said})["faults"]
+    assert "names no text as" in fault["what"] and "llm_fleet_bundle_signature" in fault["fix"]
+
+
 def test_a_bundle_is_signed_anew_where_only_the_certificate_is_another(sides):
     authority, signer = Authority(), key("signer")
     private, _public = signer.write(sides.folder, "signer")

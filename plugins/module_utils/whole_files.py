@@ -24,17 +24,18 @@ def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, i
     `owner`: numbers of user and group; -1 is whoever runs this. Raises OSError, and leaves nothing of the new one then.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchown(handle, *owner)
             os.fchmod(handle, mode)
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(handle)
         os.replace(draft, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(draft)
         raise

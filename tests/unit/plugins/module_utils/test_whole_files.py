@@ -25,6 +25,17 @@ def test_what_is_not_there_reads_as_nothing(tmp_path):
     assert whole_files.read(tmp_path / "nowhere") == ""
 
 
+@pytest.mark.parametrize(("content", "raised"), [("no text: \udcff", UnicodeEncodeError), (b"interrupted", KeyboardInterrupt)])
+def test_whatever_keeps_it_from_being_written_leaves_no_draft(tmp_path, monkeypatch, content, raised):
+    def interrupted(_handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(raised):
+        whole_files.write(tmp_path / "a" / "b", content, 0o644)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path, monkeypatch):
     path = tmp_path / "b"
     whole_files.write(path, "old", 0o644)

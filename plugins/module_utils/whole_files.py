@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 def read(path: str | Path) -> str:
@@ -16,6 +19,23 @@ def read(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, or a link to one, for reading. Raises OSError for anything else: a pipe is waited for, and a device may never end."""
+    # Asked before it is opened, because there are devices that act on that alone.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(path, "rb")
+
+
+def read_regular(path: str | Path, most: int = -1) -> bytes:
+    """The bytes of such a file; raises OSError for one that has more than `most`."""
+    with open_regular(path) as file:
+        data = file.read(most + 1 if most >= 0 else -1)
+    if 0 <= most < len(data):
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return data
 
 
 def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 JSON_LIMIT = 16 * 2**20
@@ -68,7 +69,7 @@ def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[F
 def read_archive(path: Path) -> list[ArchivedImage]:
     """The images of one archive."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with whole_files.open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             found = _images(_Content(archive, path))
     except (tarfile.TarError, EOFError) as error:
         raise BadArchive(f"this is no tar archive, or only the beginning of one ({error})", path) from error

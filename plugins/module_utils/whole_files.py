@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import tempfile
@@ -36,6 +37,12 @@ def read_regular(path: str | Path, most: int = -1) -> bytes:
     if 0 <= most < len(data):
         raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return data
+
+
+def text_of(path: str | Path) -> str:
+    """The text of such a file, with the ends of lines as Python has them."""
+    with open_regular(path) as file:
+        return io.TextIOWrapper(file, encoding="utf-8").read()
 
 
 def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:

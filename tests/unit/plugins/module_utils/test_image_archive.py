@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -134,11 +135,14 @@ def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
     cut = write(tmp_path / "cut.tar", old())
     cut.write_bytes(cut.read_bytes()[:700])
     (tmp_path / "folder.tar").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
     (tmp_path / "README.md").write_text("no archive")
     good = write(tmp_path / "good.tar", old())
     archives, faults = read_archives([tmp_path])
     assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": "", "platform": "linux/amd64", "digests": []}]}]
-    assert [fault.where for fault in faults] == [str(tmp_path / name) for name in ("cut.tar", "folder.tar", "text.tar")]
+    bad = ("cut.tar", "folder.tar", "pipe.tar", "text.tar", "zero.tar")
+    assert [fault.where for fault in faults] == [str(tmp_path / name) for name in bad]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

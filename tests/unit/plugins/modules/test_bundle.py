@@ -342,12 +342,32 @@ def test_a_record_that_cannot_be_read_is_no_fresh_start(sides, bundle):
         (lambda bundle: shutil.rmtree(bundle / "images") or (bundle / "images").write_text("a file"), "missing, or no regular file"),
         (lambda bundle: (bundle / "manifest.json.sig").unlink() or (bundle / "manifest.json.sig").mkdir(), "the signature cannot be read"),
         (lambda bundle: (bundle / "manifest.json").unlink() or os.mkfifo(bundle / "manifest.json"), "no regular file"),
-        (lambda bundle: (bundle.parent / "imported" / "imported.json").mkdir(parents=True), "it cannot be read: is a directory"),
+        (lambda bundle: (bundle.parent / "imported" / "imported.json").mkdir(parents=True), "it cannot be read: it is no regular file"),
+        (lambda bundle: (bundle / "manifest.json.sig").unlink() or os.mkfifo(bundle / "manifest.json.sig"), "it is no regular file"),
+        (
+            lambda bundle: (bundle / "manifest.json.sig").unlink() or (bundle / "manifest.json.sig").symlink_to("/dev/zero"),
+            "it is no regular file",
+        ),
+        (lambda bundle: (bundle / "manifest.json.sig").write_bytes(bytes(2**18 + 1)), "more than 262144 bytes"),
+        (lambda bundle: os.truncate(bundle / "manifest.json", 2**26 + 1), "more than 67108864 bytes"),
+        (lambda bundle: (bundle.parent / "models.pub").unlink() or os.mkfifo(bundle.parent / "models.pub"), "it is no regular file"),
     ],
 )
 def test_what_is_no_file_is_a_fault(sides, bundle, spoil, said):
     spoil(bundle)
     assert said in sides.info(bundle)["msg"]
+
+
+def test_a_pipe_is_no_key_and_no_signature_that_stays(sides, bundle):
+    (bundle / "manifest.json.sig").unlink()
+    os.mkfifo(bundle / "manifest.json.sig")
+    wanted = {"bundle": str(bundle), "wanted": ["models.lock.yml"]}
+    os.mkfifo(sides.folder / "pipe")
+    for option in ("key", "password_file", "certificate"):
+        files = {"key": str(sides.private), option: str(sides.folder / "pipe")}
+        (fault,) = sides.run_module("bundle_seal", **wanted, **files)["faults"]
+        assert fault["where"] == f"sign_{option}" and "no regular file" in fault["what"]
+    assert sides.run_module("bundle_seal", **wanted, key=str(sides.private))["signed"] is True
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -107,9 +107,9 @@ class BundleWriter:
 
 def _put(path: Path, data: bytes) -> None:
     """At once, so that nobody ever reads half of it. With whatever mode the disk gives: one that goes from hand to hand may have none."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(data)
-    os.replace(draft, path)
+    with whole_files.draft_of(path) as draft:
+        draft.write_bytes(data)
+        os.replace(draft, path)
 
 
 def _signed(signature: Path, key: SigningKey, digest: str) -> bool:

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+BEFORE, AFTER = ".", ".new"  # what a draft's name has around that of its file
 
 def read(path: str | Path) -> str:
     """The text of a file; nothing where there is none."""
@@ -43,6 +46,37 @@ def text_of(path: str | Path) -> str:
     """The text of such a file, with the ends of lines as Python has them."""
     with open_regular(path) as file:
         return io.TextIOWrapper(file, encoding="utf-8").read()
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Where to write what is to replace `path`, for one process at a time; another one waits. What nobody renamed is gone afterwards.
+
+    For large files: what a process that was killed left is overwritten by the next one. Its mode is whatever the disk gives.
+    """
+    draft = path.with_name(f"{BEFORE}{path.name}{AFTER}")
+    while True:
+        handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever had it before may have renamed or removed it while this one waited.
+            if not _is_at(handle, draft):
+                continue
+            try:
+                yield draft
+            finally:
+                if _is_at(handle, draft):
+                    draft.unlink()
+            return
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -61,3 +62,33 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path, mo
     with pytest.raises(OSError, match="No space left"):
         whole_files.write(path, "new", 0o644)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["b"]
+
+
+def test_writers_of_one_large_file_take_turns(tmp_path):
+    path, seen = tmp_path / "a.tar", []
+
+    def replace(letter: bytes) -> None:
+        for _time in range(50):
+            with whole_files.draft_of(path) as draft:
+                for _part in range(8):
+                    with draft.open("ab" if _part else "wb") as file:
+                        file.write(letter * 1000)
+                os.replace(draft, path)
+            seen.append(len(set(path.read_bytes())))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(replace, (b"a", b"b", b"c", b"d")))
+    assert seen == [1] * 200 and os.listdir(tmp_path) == ["a.tar"] and path.stat().st_size == 8000
+
+
+def test_a_draft_goes_with_whoever_failed_and_what_was_left_of_one_is_overwritten(tmp_path):
+    path = tmp_path / "a.tar"
+    (tmp_path / f"{whole_files.BEFORE}a.tar{whole_files.AFTER}").write_bytes(b"left by a run that was killed")
+    with whole_files.draft_of(path) as draft:
+        draft.write_bytes(b"new")
+        os.replace(draft, path)
+    assert path.read_bytes() == b"new"
+    with pytest.raises(KeyboardInterrupt), whole_files.draft_of(path) as draft:
+        draft.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.tar"]

@@ -64,7 +64,11 @@ class BundleWriter:
         return None if self.faults else self._write(manifest, key, change)
 
     def _entry(self, path: str) -> Entry:
-        return Entry(path, (self.folder / path).stat().st_size, digest_of(self.folder / path))
+        file = self.folder / path
+        try:
+            return Entry(path, file.stat().st_size, digest_of(file))
+        except OSError as error:  # a disk that fails does not say at which file
+            raise OSError(error.errno, error.strerror, str(file)) from None
 
     def _without(self, entries: list[Entry], change: bool) -> Iterator[Entry]:
         """What the base has is not kept twice. A file of the same name with another content takes its place."""

@@ -55,8 +55,14 @@ class BadArchive(Exception):
 
 def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The archives in some folders, each with its images, and what is wrong with them."""
-    archives, faults = [], []
-    for path in [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".tar"]:
+    archives, faults, paths = [], [], []
+    for folder in folders:
+        try:
+            paths += sorted(path for path in folder.iterdir() if path.suffix == ".tar")
+        except OSError as error:
+            what = f"it cannot be read: {(error.strerror or str(error)).lower()}"
+            faults.append(Fault(what, str(folder), "let the user who runs this read it, or take it out of llm_fleet_image_archives"))
+    for path in paths:
         try:
             images = read_archive(path)
         except BadArchive as error:

@@ -109,6 +109,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_import import Imports
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import listing
@@ -127,9 +128,12 @@ def main() -> None:
     params = module.params
     found = read_bundle(Path(params["bundle"]), params["signature"], params["unsigned"])
     faults, manifest = list(found.faults), found.manifest
-    if manifest and params["into"]:
-        imports = Imports(Path(params["into"]))
-        faults += imports.faults + imports.check(manifest)
+    try:
+        if manifest and params["into"]:
+            imports = Imports(Path(params["into"]))
+            faults += imports.faults + imports.check(manifest)
+    except OSError as error:
+        faults.append(ArtifactError.from_os_error(error, params["into"]).fault)
     if faults:
         msg = f"This bundle cannot be taken; nothing was changed:\n{listing(faults)}"
         module.fail_json(msg=msg, faults=[fault.as_dict() for fault in faults])

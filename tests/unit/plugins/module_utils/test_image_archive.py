@@ -145,6 +145,13 @@ def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
     assert [fault.where for fault in faults] == [str(tmp_path / name) for name in bad]
 
 
+def test_a_folder_that_cannot_be_read_is_told_beside_the_others(tmp_path):
+    good = write(tmp_path / "good.tar", old())
+    archives, faults = read_archives([tmp_path / "gone", tmp_path])
+    assert [each["path"] for each in archives] == [str(good)]
+    assert [(fault.where, fault.what) for fault in faults] == [(str(tmp_path / "gone"), "it cannot be read: no such file or directory")]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(["index.json", "manifest.json", *blob(CONFIG)]), st.binary(max_size=60)), st.data())
 def test_nothing_that_an_archive_can_hold_raises(tmp_path, files, data):

@@ -319,6 +319,30 @@ def test_a_disk_that_goes_bad_while_it_is_read_leaves_nothing_wrong(sides, bundl
     assert refused["failed"] and "changed while it was read" in refused["msg"] and DEB not in names(sides.into)
 
 
+def test_what_the_disk_says_while_a_bundle_is_closed_is_a_fault_and_leaves_no_draft(sides, bundle, small_disk):
+    shutil.copytree(bundle, small_disk / "bundle")
+    (small_disk / "bundle" / "manifest.json.sig").unlink()  # its room would do for the new manifest
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "ballast").write_bytes(bytes(2**22))
+    before = names(small_disk)
+    (fault,) = sides.run_module("bundle_seal", bundle=str(small_disk / "bundle"), wanted=["models.lock.yml"])["faults"]
+    assert "no space left" in fault["what"] and "free some space" in fault["fix"]
+    assert names(small_disk) == before
+
+
+def test_a_place_that_takes_no_manifest_is_a_fault(sides):
+    (sides.folder / "b" / "manifest.json").mkdir(parents=True)
+    (sides.folder / "b" / "models.lock.yml").write_bytes(LOCK)
+    (fault,) = sides.run_module("bundle_seal", bundle=str(sides.folder / "b"), wanted=["models.lock.yml"])["faults"]
+    assert fault["what"] == "is a directory" and names(sides.folder / "b") == {"models.lock.yml"}
+
+
+def test_a_place_that_cannot_have_what_earlier_bundles_brought_is_a_fault(sides, bundle):
+    more = sides.write("more", {}, {IMAGE: b"an image"}, key=str(sides.private), base=str(bundle))
+    said = sides.info(more, into=str(sides.folder / ("a" * 300)))["msg"]
+    assert "file name too long" in said and "cannot be taken" in said
+
+
 def test_imports_at_once_wait_for_each_other(sides):
     """Each of another bundle: one takes files from under the other, and forgets what that one has noted, unless they take turns."""
     images = {number: {f"images/echo-{number}.tar": b"its own", IMAGE: bytes(2**24)} for number in range(4)}

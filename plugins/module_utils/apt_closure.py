@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import apt_key, apt_packages, apt_sources
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import apt_key, apt_packages, apt_sources, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import Deb, fetched_name, index_entries, parse_uris
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 
@@ -140,10 +140,10 @@ class AptClosure:
         folder.mkdir(parents=True, exist_ok=True)
         for deb in debs:
             # Copied, and not moved: the folder may be on a disk that goes across.
-            draft = folder / f".{deb.file}.new"
             fetched = self.root / "debs" / fetched_name(deb)
-            shutil.copyfile(fetched, draft)
-            os.replace(draft, folder / deb.file)
+            with whole_files.draft_of(folder / deb.file) as draft:
+                shutil.copyfile(fetched, draft)
+                os.replace(draft, folder / deb.file)
             fetched.unlink()
 
     def _each(self, program: str, verb: str, debs: list[Deb], **options) -> Iterable[str]:

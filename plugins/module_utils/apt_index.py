@@ -69,6 +69,11 @@ def index_text(entries: dict[Deb, str]) -> str:
     return "\n".join(f"{entries[deb]}\n" for deb in sorted(entries))
 
 
+def index_bytes(index: str) -> bytes:
+    """An index as it is on the disk. Old packages have names in it that are no UTF-8; those bytes stay as they are."""
+    return index.encode(errors="surrogateescape")
+
+
 def listed(index: str) -> dict[str, str]:
     """{file: sha256} of an index."""
     found = {}
@@ -80,8 +85,8 @@ def listed(index: str) -> dict[str, str]:
 
 
 def release_text(index: str, label: str) -> str:
-    """What apt wants beside an index: its digest. It is not signed; the bundle's manifest is."""
-    content = index.encode()
+    """What apt wants beside an index: its digest. It is not signed; of a bundle, the manifest is."""
+    content = index_bytes(index)
     # apt wants a date. The same packages give the same file, so it is none that means anything.
     head = f"Origin: localfirst.llm_fleet\nLabel: {label}\nDate: Thu, 01 Jan 1970 00:00:00 UTC\n"
     return f"{head}SHA256:\n {hashlib.sha256(content).hexdigest()} {len(content)} {INDEX}\n"

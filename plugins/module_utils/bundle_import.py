@@ -38,7 +38,7 @@ class Imports:
     def _read(self) -> dict[str, Entry]:
         file = self.folder / RECORD
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = json.loads(whole_files.read_regular(file))
             if data["format"] != FORMAT:
                 raise ValueError("another release of the collection wrote it")
             return {path: Entry(path, size, sha256) for path, (size, sha256) in data["files"].items()}
@@ -87,15 +87,13 @@ class Imports:
     def _copy(self, source: Path, entry: Entry) -> None:
         target = self.folder / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.new")
-        draft.unlink(missing_ok=True)
-        # Copied, and not linked: what happens to the disk that it came on is nothing to this one.
-        with source.open("rb") as reader, draft.open("xb") as writer:
-            shutil.copyfileobj(reader, writer, 2**20)
-        if digest_of(draft) != entry.sha256:
-            draft.unlink()
-            raise OSError(5, f"it changed while it was read; {COPY_AGAIN}", str(source))
-        os.replace(draft, target)
+        with whole_files.draft_of(target) as draft:
+            # Copied, and not linked: what happens to the disk that it came on is nothing to this one.
+            with whole_files.open_regular(source) as reader, draft.open("wb") as writer:
+                shutil.copyfileobj(reader, writer, 2**20)
+            if digest_of(draft) != entry.sha256:
+                raise OSError(5, f"it changed while it was read; {COPY_AGAIN}", str(source))
+            os.replace(draft, target)
 
     def remember(self, manifest: Manifest, change: bool) -> bool:
         """Note that all of it is here now. Called once the artifacts are where they belong."""

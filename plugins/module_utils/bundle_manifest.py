@@ -21,15 +21,17 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import words
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files, words
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.schema import (
+    Check,
     list_of,
     one_of,
     optional,
     record,
     repeated,
     required,
+    show,
     text,
     whole,
     wrong,
@@ -41,6 +43,8 @@ LOCKFILE = "models.lock.yml"
 BLOBS = "artifacts/blobs/sha256"
 FORMAT = 1
 LARGEST = 64 * 2**20  # bytes of a manifest: some hundred thousand files
+LONGEST_NAME = 255  # bytes that file systems take
+LONGEST_PATH = 1024  # bytes; the system takes 4096, of which the directory that it is in has a part
 KINDS = {
     "artifacts": "artifact", "images": "image", "packages": "package", "wheels": "wheel", "collections": "collection",
     LOCKFILE: "lockfile",
@@ -149,8 +153,26 @@ def _file(value: Any, where: str, faults: list[Fault]) -> dict | None:
     return None if mine else found
 
 
-_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,255}"
-_PATH = text(rf"(?=.{{1,1024}}\Z){_SEGMENT}(?:/{_SEGMENT})*", "a path inside the bundle", "a relative one without '..' and empty parts")
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f\ud800-\udfff]+"
+_PLAIN = text(rf"{_SEGMENT}(?:/{_SEGMENT})*", "a path inside the bundle", "a relative one without '..' and empty parts")
+
+
+def _path(longest: int) -> Check:
+    """A path that has room on a disk: there bytes count, and not letters. `longest` is how many a name may have."""
+
+    def check(value: Any, where: str, faults: list[Fault]) -> str | None:
+        found = _PLAIN(value, where, faults)
+        if found is not None and (len(found.encode()) > LONGEST_PATH or max(len(part.encode()) for part in found.split("/")) > longest):
+            what = f"{show(found)} is too long: a name has at most {longest} bytes, and a path {LONGEST_PATH}"
+            return wrong(faults, what, where, "shorten it")
+        return found
+
+    return check
+
+
+_PATH = _path(LONGEST_NAME - len(f"{whole_files.BEFORE}{whole_files.AFTER}"))  # a draft of it has room, too
+
+
 # A name of a directory: it becomes one on the other side.
 DISTRIBUTION = text(r"[a-z][a-z0-9]*-[0-9][0-9.]*-[a-z0-9]+", "a distribution", "its name, version and architecture: debian-12-amd64")
 
@@ -160,7 +182,7 @@ _FILE = record({
     "sha256": required(words.SHA256),
     "kind": required(one_of(*sorted(set(KINDS.values())))),
 })
-_CONTENT = record({"path": required(_PATH), "size": required(whole(0)), "sha256": required(words.SHA256)})
+_CONTENT = record({"path": required(_path(LONGEST_NAME)), "size": required(whole(0)), "sha256": required(words.SHA256)})
 _MODEL = record({
     "model": required(words.MODEL_NAME),
     "version": required(words.VERSION),

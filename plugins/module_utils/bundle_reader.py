@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import signature_bundle, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
@@ -22,12 +23,16 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manife
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, Mismatch, SignatureError, parse_bundle
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_demand import blank
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import CertificateTrust, KeyTrust
 
 READERS = 4  # files that are hashed at the same time
 UNSIGNED_FIX = "have it written with -e sign_key=…; or take it as it is, with -e unsigned=true, if you know where it comes from"
 TRUST = "llm_fleet_bundle_signature"
-TRUST_FIX = f"say whose signature counts: {TRUST}: {{key: /path/to/bundle.pub}}, or with -e unsigned=true take it without"
+TRUST_FIX = (
+    f"say whose signature counts: {TRUST}: {{key: /path/to/bundle.pub}} or {{ca: /path/to/ca.pem, identity: who@example.com}}, "
+    "or with -e unsigned=true take it without"
+)
 
 
 class Found(NamedTuple):
@@ -44,9 +49,7 @@ def read_manifest(path: Path) -> tuple[Manifest | None, str, list[Fault]]:
     file = path
     try:
         file = path / MANIFEST if path.is_dir() else path
-        if file.exists() and not file.is_file():
-            raise OSError(0, "it is no regular file")
-        data = file.read_bytes() if file.stat().st_size <= LARGEST else b""
+        data = whole_files.read_regular(file, LARGEST)
     except OSError as error:
         what = f"there is no manifest: {(error.strerror or str(error)).lower()}"
         return None, "", [Fault(what, str(file), "name a directory that bundle.yml has written, or its manifest.json")]
@@ -82,7 +85,8 @@ def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
     """Who signed the manifest; raises SignatureError."""
     trusted = trust_of(trust)
     try:
-        data = (folder / SIGNATURE).read_bytes()
+        # Whoever wrote the bundle is not known yet.
+        data = whole_files.read_regular(folder / SIGNATURE, signature_bundle.LARGEST)
     except FileNotFoundError:
         raise SignatureError("the bundle is not signed", UNSIGNED_FIX) from None
     except OSError as error:
@@ -97,11 +101,13 @@ def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
 
 def trust_of(trust: dict[str, Any]) -> Any:
     """Whose signature counts; raises SignatureError where that is not said, or cannot be read."""
-    key, ca, identity = (trust.get(name) or "" for name in ("key", "ca", "identity"))
+    if empty := blank(trust):
+        raise SignatureError(f"{TRUST} names no text as {' and '.join(empty)}", TRUST_FIX)
+    key, ca, identity = (trust.get(name, "") for name in ("key", "ca", "identity"))
     if bool(key) == bool(ca) or set(trust) - {"key", "ca", "identity"}:
         raise SignatureError(f"{TRUST} names neither a key nor a CA, or both, or something else", TRUST_FIX)
     try:
-        text = Path(key or ca).read_text(encoding="utf-8")
+        text = whole_files.read_regular(key or ca, signature_bundle.LARGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         said = (getattr(error, "strerror", None) or "it is no text").lower()
         raise SignatureError(f"{key or ca} cannot be read: {said}", f"correct the path in {TRUST}") from None

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
@@ -24,7 +25,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manife
 )
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import READERS, base_faults, read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import WHOLE, SignatureError, parse_bundle
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import LARGEST, WHOLE, SignatureError, parse_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_key import SigningKey
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_trust import check_signature
 
@@ -63,7 +64,11 @@ class BundleWriter:
         return None if self.faults else self._write(manifest, key, change)
 
     def _entry(self, path: str) -> Entry:
-        return Entry(path, (self.folder / path).stat().st_size, digest_of(self.folder / path))
+        file = self.folder / path
+        try:
+            return Entry(path, file.stat().st_size, digest_of(file))
+        except OSError as error:  # a disk that fails does not say at which file
+            raise OSError(error.errno, error.strerror, str(file)) from None
 
     def _without(self, entries: list[Entry], change: bool) -> Iterator[Entry]:
         """What the base has is not kept twice. A file of the same name with another content takes its place."""
@@ -81,7 +86,7 @@ class BundleWriter:
             manifest = manifest._replace(created=before.created)
         data = render_manifest(manifest)
         file, signature = self.folder / MANIFEST, self.folder / SIGNATURE
-        if not file.is_file() or file.read_bytes() != data:
+        if not file.is_file() or whole_files.read_regular(file) != data:
             self.actions.append(f"write {MANIFEST}: {len(manifest.files)} files, {len(manifest.earlier)} in earlier bundles")
             if change:
                 # Without its old signature first: a run that breaks off leaves an unsigned bundle, not a wrong one.
@@ -106,14 +111,14 @@ class BundleWriter:
 
 def _put(path: Path, data: bytes) -> None:
     """At once, so that nobody ever reads half of it. With whatever mode the disk gives: one that goes from hand to hand may have none."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(data)
-    os.replace(draft, path)
+    with whole_files.draft_of(path) as draft:
+        draft.write_bytes(data)
+        os.replace(draft, path)
 
 
 def _signed(signature: Path, key: SigningKey, digest: str) -> bool:
     with contextlib.suppress(OSError, SignatureError):
-        bundle = parse_bundle(signature.read_bytes())
+        bundle = parse_bundle(whole_files.read_regular(signature, LARGEST))
         check_signature(key.key.public_key(), bundle)
         # With other certificates, or none, the other side may refuse what this key signed.
         return bundle.chain == key.chain_der and bundle.files() == {WHOLE: digest}
@@ -122,5 +127,5 @@ def _signed(signature: Path, key: SigningKey, digest: str) -> bool:
 
 def _of(signature: Path, digest: str) -> bool:
     with contextlib.suppress(OSError, SignatureError):
-        return parse_bundle(signature.read_bytes()).files() == {WHOLE: digest}
+        return parse_bundle(whole_files.read_regular(signature, LARGEST)).files() == {WHOLE: digest}
     return False

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 JSON_LIMIT = 16 * 2**20
@@ -54,8 +55,14 @@ class BadArchive(Exception):
 
 def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Fault]]:
     """The archives in some folders, each with its images, and what is wrong with them."""
-    archives, faults = [], []
-    for path in [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix == ".tar"]:
+    archives, faults, paths = [], [], []
+    for folder in folders:
+        try:
+            paths += sorted(path for path in folder.iterdir() if path.suffix == ".tar")
+        except OSError as error:
+            what = f"it cannot be read: {(error.strerror or str(error)).lower()}"
+            faults.append(Fault(what, str(folder), "let the user who runs this read it, or take it out of llm_fleet_image_archives"))
+    for path in paths:
         try:
             images = read_archive(path)
         except BadArchive as error:
@@ -68,9 +75,9 @@ def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[F
 def read_archive(path: Path) -> list[ArchivedImage]:
     """The images of one archive."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with whole_files.open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             found = _images(_Content(archive, path))
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # the last two for sizes that make no sense
         raise BadArchive(f"this is no tar archive, or only the beginning of one ({error})", path) from error
     except OSError as error:
         raise BadArchive(f"it cannot be read: {error.strerror or error}", path) from error
@@ -85,6 +92,8 @@ class _Content:
     def __init__(self, archive: tarfile.TarFile, path: Path) -> None:
         self.archive = archive
         self.path = path
+        self.sound: set[str] = set()  # digests of contents that were found to be what their names say
+        self.led: dict[tuple[Any, int], dict[str, dict[str, None]]] = {}  # what `_configs` has found
         self.members = {member.name[2:] if member.name.startswith("./") else member.name: member for member in archive.getmembers()}
 
     def bytes(self, name: str) -> bytes:
@@ -104,6 +113,7 @@ class _Content:
         body = self.bytes(f"blobs/sha256/{found[1]}")
         if _digest(body) != digest:
             raise BadArchive(f"the content {digest} is another one than its name says", self.path)
+        self.sound.add(digest)
         return body
 
     def parsed(self, body: bytes, name: str, kind: type) -> Any:
@@ -126,20 +136,21 @@ def _images(content: _Content) -> list[ArchivedImage]:
     proofs: dict[str, dict[str, None]] = {}
     configs: dict[str, bytes] = {}
     if "index.json" in content.members:
-        for entry in _entries(content.json("index.json", dict), "manifests"):
-            for identity, path in _configs(content, entry.get("digest"), DEPTH):
-                found.setdefault(identity, entry["digest"])
-                proofs.setdefault(identity, {}).update(dict.fromkeys(path))
-            notes = entry.get("annotations")
-            if isinstance(notes, dict) and LIST in notes:
-                for identity, path in _configs(content, notes[LIST], DEPTH):
-                    proofs.setdefault(identity, {}).update(dict.fromkeys(path))
+        entries = _entries(content.json("index.json", dict), "manifests")
+        notes = [entry.get("annotations") for entry in entries]
+        for digest in _once(entry.get("digest") for entry in entries):
+            for identity, path in _configs(content, digest, DEPTH).items():
+                found.setdefault(identity, digest)
+                proofs.setdefault(identity, {}).update(path)
+        for digest in _once(note[LIST] for note in notes if isinstance(note, dict) and LIST in note):
+            for identity, path in _configs(content, digest, DEPTH).items():
+                proofs.setdefault(identity, {}).update(path)
         configs = {identity: content.blob(identity) for identity in found}
     if "manifest.json" in content.members:
-        for entry in content.json("manifest.json", list):
-            name = entry.get("Config") if isinstance(entry, dict) else None
-            if not isinstance(name, str):
-                raise BadArchive("'manifest.json' is not what such archives have there", content.path)
+        names = [entry.get("Config") if isinstance(entry, dict) else None for entry in content.json("manifest.json", list)]
+        if not all(isinstance(name, str) for name in names):
+            raise BadArchive("'manifest.json' is not what such archives have there", content.path)
+        for name in _once(names):
             body = content.bytes(name)
             configs[_digest(body)] = body
             found.setdefault(_digest(body), "")
@@ -159,19 +170,44 @@ def _platform(config: bytes) -> str:
     return "/".join(words) if words and all(isinstance(word, str) and word for word in words) else ""
 
 
-def _configs(content: _Content, digest: Any, depth: int) -> Iterator[tuple[str, list[str]]]:
-    """The digests of the configurations that a manifest, or a list of manifests, leads to, each with the digests on the way."""
+def _configs(content: _Content, digest: Any, depth: int) -> dict[str, dict[str, None]]:
+    """The digests of the configurations that a manifest, or a list of manifests, leads to, each with the digests on the way.
+
+    Each is looked at once, however often lists name it: otherwise a small archive could keep its reader busy for hours.
+    """
+    known = content.led.get((digest, depth)) if isinstance(digest, str) else None
+    if known is None:
+        known = content.led[digest, depth] = _look(content, digest, depth)
+    return known
+
+
+def _look(content: _Content, digest: Any, depth: int) -> dict[str, dict[str, None]]:
     manifest = content.parsed(content.blob(digest), str(digest), dict)
+    found: dict[str, dict[str, None]] = {}
     if "manifests" in manifest:
-        for entry in _entries(manifest, "manifests") if depth else []:
+        for each in _once(str(entry.get("digest")) for entry in _entries(manifest, "manifests")) if depth else ():
             # Of an image for several platforms an archive may hold one.
-            if f"blobs/{str(entry.get('digest')).replace(':', '/')}" in content.members:
-                for identity, path in _configs(content, entry["digest"], depth - 1):
-                    yield identity, [digest, *path]
-        return
+            if f"blobs/{each.replace(':', '/')}" in content.members:
+                for identity, path in _configs(content, each, depth - 1).items():
+                    found.setdefault(identity, {digest: None}).update(path)
+        return found
     config = manifest.get("config")
     if isinstance(config, dict) and "image" in str(config.get("mediaType")):
-        yield _digest(content.blob(config.get("digest"))), [digest]
+        identity = config.get("digest")
+        if not isinstance(identity, str) or identity not in content.sound:
+            content.blob(identity)
+        found[identity] = {digest: None}
+    return found
+
+
+def _once(values: Iterable[Any]) -> Iterator[Any]:
+    """The same, each text once; the first comes first."""
+    seen = set()
+    for value in values:
+        if not isinstance(value, str) or value not in seen:
+            yield value
+        if isinstance(value, str):
+            seen.add(value)
 
 
 def _entries(data: dict, key: str) -> list[dict]:

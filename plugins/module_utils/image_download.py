@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_staging import Staging
@@ -101,18 +102,22 @@ class ImageDownload:
     def write(self, path: Path, scratch: Path, reserve: int) -> None:
         """Fetch what is missing and pack it. What was fetched lies in `scratch`, and goes on from there after a break."""
         image = self._look()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_files.draft_of(path) as draft:
+            if not self.held_by(path):  # another run may have brought it while this one waited
+                self._fetch(image, draft, scratch, reserve)
+                os.replace(draft, path)
+                shutil.rmtree(scratch)
+                with contextlib.suppress(OSError):  # where others are on their way
+                    scratch.parent.rmdir()
+
+    def _fetch(self, image: Image, draft: Path, scratch: Path, reserve: int) -> None:
         sizes = sorted(image.sizes.items())
         files = [{"path": f"blobs/sha256/{digest[7:]}", "size": size, "sha256": digest[7:]} for digest, size in sizes]
         store = Store(scratch)
         artifact = Artifact.parse("image", image.config[7:23], "", files)
         Staging(store, [artifact], link=False, reserve=reserve).run(Fetcher([FromRegistry(self._source)]))
-        draft = path.with_name(f".{path.name}.new")
-        path.parent.mkdir(parents=True, exist_ok=True)
         _pack(draft, store, artifact, image)
-        os.replace(draft, path)
-        shutil.rmtree(scratch)
-        with contextlib.suppress(OSError):  # where others are on their way
-            scratch.parent.rmdir()
 
 
 def _pack(path: Path, store: Store, artifact: Artifact, image: Image) -> None:

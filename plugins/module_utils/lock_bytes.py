@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, File, human
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import CHUNK, digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
@@ -265,11 +266,9 @@ class Digests:
             return
         note = {"source": pinned, "path": path, "size": size, "sha256": sha256, "validator": validator}
         target = self._folder / f"{_key(pinned, path)}.json"
-        fresh = target.with_suffix(f".{threading.get_ident()}.new")
         try:
             self._prepare()
-            fresh.write_text(json.dumps(note), encoding="utf-8")
-            os.replace(fresh, target)
+            whole_files.write(target, json.dumps(note), 0o600)
         except OSError as error:
             raise ArtifactError.from_os_error(error, self._folder) from error
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Callable
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
     LARGEST,
@@ -115,9 +115,7 @@ def read_files(paths: Iterable[str]) -> dict[str, dict[str, str]]:
     found = {}
     for path in paths:
         try:
-            with Path(path).open("rb") as file:
-                data = file.read(LARGEST + 1)
-            found[path] = {"text": data.decode("utf-8")} if len(data) <= LARGEST else {"error": f"it has more than {LARGEST} bytes"}
+            found[path] = {"text": whole_files.read_regular(path, LARGEST).decode("utf-8")}
         except OSError as error:
             found[path] = {"error": (error.strerror or str(error)).lower()}
         except UnicodeDecodeError:

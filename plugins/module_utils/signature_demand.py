@@ -45,6 +45,14 @@ class Demand(NamedTuple):
         return name == self.file or name.split("/")[0] in IGNORED
 
 
+def blank(said: Mapping[str, Any]) -> list[str]:
+    """Of key, CA and identity, those that are named without a text.
+
+    An identity is not as good as left out then: without one, everybody counts whom the CA has certified.
+    """
+    return [name for name in ("key", "ca", "identity") if name in said and not (isinstance(said[name], str) and said[name].strip())]
+
+
 def check_model(value: Any, where: str, faults: list[Fault]) -> dict | None:
     """The schema's check of `signature` of a model."""
     keyless = [word for word in KEYLESS if value == word or (isinstance(value, Mapping) and word in value)]
@@ -52,6 +60,8 @@ def check_model(value: Any, where: str, faults: list[Fault]) -> dict | None:
         return wrong(faults, f"'{keyless[0]}' is not for a fleet", where, KEYLESS_FIX)
     mine: list[Fault] = []
     found = _SIGNATURE(value, where, mine)
+    if not mine and "identity" in blank(value):  # of key and CA, one without a value is as good as left out
+        wrong(mine, "nothing is named as identity", f"{where}.identity", "name it, or leave it out: then any certificate of the CA will do")
     if not mine and bool(found["key"]) == bool(found["ca"]):
         wrong(mine, "it says neither which key signs nor which CA" if not found["key"] else "it names a key and a CA", where, USAGE)
     elif not mine and found["key"] and found["identity"]:

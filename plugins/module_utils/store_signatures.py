@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import FILE_MODE, to_disk
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import FILE_MODE
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import SignatureError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_check import verify_handed
@@ -45,11 +45,7 @@ class StoreSignatures:
         ownership = self.store.ownership
         for folder in (self.folder, target.parent):
             ownership.make_directory(folder)
-        draft = target.with_suffix(".new")
-        draft.write_text(text, encoding="utf-8")
-        ownership.give(draft, FILE_MODE)
-        to_disk(draft)
-        os.replace(draft, target)
+        whole_files.write(target, text, FILE_MODE, ownership.ids())
 
     def damaged(self, known: Iterable[Mapping[str, Any]]) -> list[dict]:
         """A row for each kept signature that is not the one of the lockfile, or does not hold for the version's files.

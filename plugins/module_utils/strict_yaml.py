@@ -2,8 +2,9 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """YAML that means what it shows.
 
-PyYAML silently takes the last of two equal keys, and aliases let a small file grow without bound. Neither
-has a place in a file that decides what is served, so both are faults here, with their line.
+PyYAML silently takes the last of two equal keys, and aliases let a small file grow without bound; a tag makes
+another thing of a text, or fails at it in a way of its own. None of them has a place in a file that decides what
+is served, so all are faults here, with their line.
 """
 from __future__ import annotations
 
@@ -83,12 +84,12 @@ def load_with_lines(text: Any, name: str) -> tuple[Any, list[Fault], Lines]:
         # Newer ones of libyaml have a limit of their own, which they come to first.
         what = TOO_DEEP if "nesting depth" in problem else f"this is not YAML: {problem}"
         return None, [Fault(what, _line(name, mark), "correct it")], Lines()
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99, or broken Unicode
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date such as 2026-99-99, or broken Unicode
         return None, [Fault(f"this is not YAML: {str(error).splitlines()[0]}", name, "correct it")], Lines()
 
 
 def _event_faults(events: Iterator[Any], name: str) -> Iterator[Fault]:
-    """Aliases, and data that nest too deep to be built."""
+    """Aliases, tags, and data that nest too deep to be built."""
     depth = 0
     for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
@@ -98,6 +99,9 @@ def _event_faults(events: Iterator[Any], name: str) -> Iterator[Fault]:
         elif isinstance(event, yaml.AliasEvent):
             what = f"the alias *{event.anchor} stands for other text"
             yield Fault(what, _line(name, event.start_mark), "write that text out here")
+        if getattr(event, "tag", None):
+            what = f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')[:60]} makes another thing of what is written"
+            yield Fault(what, _line(name, event.start_mark), "leave it out; put a text in quotes")
         if depth > DEEPEST:
             yield Fault(TOO_DEEP, _line(name, event.start_mark), "correct it")
             return

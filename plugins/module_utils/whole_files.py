@@ -5,10 +5,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import io
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+BEFORE, AFTER = ".", ".new"  # what a draft's name has around that of its file
 
 def read(path: str | Path) -> str:
     """The text of a file; nothing where there is none."""
@@ -18,23 +25,78 @@ def read(path: str | Path) -> str:
         return ""
 
 
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, or a link to one, for reading. Raises OSError for anything else: a pipe is waited for, and a device may never end."""
+    # Asked before it is opened, because there are devices that act on that alone.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return open(path, "rb")
+
+
+def read_regular(path: str | Path, most: int = -1) -> bytes:
+    """The bytes of such a file; raises OSError for one that has more than `most`."""
+    with open_regular(path) as file:
+        data = file.read(most + 1 if most >= 0 else -1)
+    if 0 <= most < len(data):
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
+    return data
+
+
+def text_of(path: str | Path) -> str:
+    """The text of such a file, with the ends of lines as Python has them."""
+    with open_regular(path) as file:
+        return io.TextIOWrapper(file, encoding="utf-8").read()
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """Where to write what is to replace `path`, for one process at a time; another one waits. What nobody renamed is gone afterwards.
+
+    For large files: what a process that was killed left is overwritten by the next one. Its mode is whatever the disk gives.
+    """
+    draft = path.with_name(f"{BEFORE}{path.name}{AFTER}")
+    while True:
+        handle = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # Whoever had it before may have renamed or removed it while this one waited.
+            if not _is_at(handle, draft):
+                continue
+            try:
+                yield draft
+            finally:
+                if _is_at(handle, draft):
+                    draft.unlink()
+            return
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
 def write(path: str | Path, content: str | bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:
     """Replace a file, or make it and the directories above it. What is written is on disk when this returns.
 
     `owner`: numbers of user and group; -1 is whoever runs this. Raises OSError, and leaves nothing of the new one then.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchown(handle, *owner)
             os.fchmod(handle, mode)
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(handle)
         os.replace(draft, path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(draft)
         raise

@@ -116,6 +116,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault, listing
@@ -160,9 +161,9 @@ class BundleImages:
             return identity, path
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
         if source:
-            draft = self.folder / "images" / f".{image.name}.new"
-            shutil.copyfile(source, draft)
-            draft.replace(self.folder / path)
+            with whole_files.draft_of(self.folder / path) as draft:
+                shutil.copyfile(source, draft)
+                draft.replace(self.folder / path)
         else:
             image.write(self.folder / path, self.folder / ".images" / image.name, self.params["reserve"])
         return identity, path

@@ -20,7 +20,8 @@ options:
   signature:
     description:
       - Whose signature counts. C(key) is a file with a public key in PEM; or C(ca) is one with a CA's certificate, and C(identity) the
-        name in the signer's certificate. As the variable C(llm_fleet_bundle_signature).
+        name in the signer's certificate; left out, any name will do. None of them may be empty.
+        As the variable C(llm_fleet_bundle_signature).
     type: dict
     default: {}
   unsigned:
@@ -108,6 +109,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_import import Imports
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import listing
@@ -126,9 +128,12 @@ def main() -> None:
     params = module.params
     found = read_bundle(Path(params["bundle"]), params["signature"], params["unsigned"])
     faults, manifest = list(found.faults), found.manifest
-    if manifest and params["into"]:
-        imports = Imports(Path(params["into"]))
-        faults += imports.faults + imports.check(manifest)
+    try:
+        if manifest and params["into"]:
+            imports = Imports(Path(params["into"]))
+            faults += imports.faults + imports.check(manifest)
+    except OSError as error:
+        faults.append(ArtifactError.from_os_error(error, params["into"]).fault)
     if faults:
         msg = f"This bundle cannot be taken; nothing was changed:\n{listing(faults)}"
         module.fail_json(msg=msg, faults=[fault.as_dict() for fault in faults])

@@ -121,6 +121,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import MANIFEST
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_writer import BundleWriter
@@ -207,7 +208,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     seal = BundleSeal(module.params, not module.check_mode)
-    result = seal.run()
+    try:
+        result = seal.run()
+    except OSError as error:
+        seal.faults.append(ArtifactError.from_os_error(error, module.params["bundle"]).fault)
     if seal.faults:
         module.fail_json(msg=f"The bundle is not closed:\n{listing(seal.faults)}", faults=[fault.as_dict() for fault in seal.faults])
     module.exit_json(**result)

@@ -53,6 +53,10 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import INDEX, RELEASE, index_bytes, release_text
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
+
 
 class PackageFolder:
     """The folder and its index."""
@@ -66,24 +70,29 @@ class PackageFolder:
         if not files:
             fix = "Put the driver's packages there, with all that they depend on and the host lacks."
             self.module.fail_json(msg=f"there is no .deb file in {self.path}. {fix}")
-        index = self.path / "Packages"
-        before = index.read_text() if index.exists() else ""
+        before = self.read(INDEX)
         if (self.path / "InRelease").exists():
             return {"changed": False, "packages": self.names(before)}
         text = "\n".join(self.entry(file) for file in files)
-        if text != before and not self.module.check_mode:
-            index.write_text(text)
-            content = text.encode()
-            digest = hashlib.sha256(content).hexdigest()
-            head = "Origin: localfirst.llm_fleet\nLabel: folder of packages\n"
-            (self.path / "Release").write_text(f"{head}SHA256:\n {digest} {len(content)} Packages\n")
-            for path in (index, self.path / "Release"):
-                path.chmod(0o644)
+        release = release_text(text, "folder of packages")
+        # Both are compared: a run that broke off between them left a new index with an old digest, or none, and apt takes neither.
+        changed = (text, release) != (before, self.read(RELEASE))
+        if changed and not self.module.check_mode:
+            whole_files.write(self.path / INDEX, index_bytes(text), 0o644)
+            whole_files.write(self.path / RELEASE, index_bytes(release), 0o644)
         names = self.names(text)
         diff = {"before": "".join(f"{name}\n" for name in self.names(before)), "after": "".join(f"{name}\n" for name in names)}
-        return {"changed": text != before, "packages": names, "diff": diff}
+        return {"changed": changed, "packages": names, "diff": diff}
+
+    def read(self, name: str) -> str:
+        try:
+            return whole_files.read_regular(self.path / name).decode(errors="surrogateescape")
+        except FileNotFoundError:
+            return ""
 
     def entry(self, file: Path) -> str:
+        if not file.is_file():
+            self.module.fail_json(msg=f"{file} is no regular file. Copy it again; nothing was written.")
         dpkg_deb = self.module.get_bin_path("dpkg-deb", required=True)
         code, fields, errors = self.module.run_command([dpkg_deb, "--field", str(file)])
         if code != 0:
@@ -102,7 +111,7 @@ class PackageFolder:
 
 def main() -> None:
     module = AnsibleModule(argument_spec={"path": {"type": "path", "required": True}}, supports_check_mode=True)
-    module.exit_json(**PackageFolder(module).apply())
+    answer(module, lambda: PackageFolder(module).apply(), place="path")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
     KINDS,
     Entry,
@@ -48,6 +49,19 @@ def test_what_is_written_is_read_and_gives_the_same_bytes():
 def test_no_path_leads_out_of_the_bundle(path):
     found, faults = parse_manifest(with_file(path=path), "m")
     assert found is None and faults
+
+
+@pytest.mark.parametrize("path", [f"images/{'é' * 125}", f"images/{'a' * 250}", "/".join(["images", *["a" * 200] * 5])])
+def test_a_name_has_as_many_bytes_as_a_disk_takes_with_its_draft(tmp_path, path):
+    """Letters are not what file systems count."""
+    found, _faults = parse_manifest(with_file(path=path), "m")
+    assert found.files[0].path == path
+    (tmp_path / path).parent.mkdir(parents=True)
+    with whole_files.draft_of(tmp_path / path) as draft:
+        draft.rename(tmp_path / path)
+    longer = path.replace("images/", "images/aaaaaaaaaaaaaaaaaaaaaaaaaaaaa" if path.count("/") > 1 else "images/a")
+    found, (fault,) = parse_manifest(with_file(path=longer), "m")
+    assert found is None and "too long: a name has at most 250 bytes" in fault.what
 
 
 @pytest.mark.parametrize(

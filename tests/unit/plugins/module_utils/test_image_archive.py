@@ -6,13 +6,21 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import LIST, BadArchive, read_archive, read_archives
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.image_archive import (
+    DEPTH,
+    LIST,
+    BadArchive,
+    read_archive,
+    read_archives,
+)
 
 CONFIG = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {"type": "layers", "diff_ids": []}}).encode()
 OTHER = CONFIG.replace(b"amd64", b"arm64")
@@ -69,6 +77,46 @@ def test_of_an_image_for_several_platforms_the_one_that_is_there_counts(tmp_path
     files = {**layout(index), **blob(here), **blob(CONFIG)}
     (image,) = read_archive(write(tmp_path / "a.tar", files))
     assert image == (digest(CONFIG), digest(index), "linux/amd64", (digest(index), digest(here)))
+
+
+def test_a_list_that_names_the_same_again_and_again_is_followed_once(tmp_path):
+    body = manifest(CONFIG)
+    files = {**blob(CONFIG), **blob(body)}
+    on_the_way = [digest(body)]
+    for _depth in range(DEPTH):
+        body = json.dumps({"manifests": [{"digest": digest(body)}] * 2000}).encode()
+        files |= blob(body)
+        on_the_way.insert(0, digest(body))
+    files["index.json"] = json.dumps({"manifests": [{"digest": digest(body), "annotations": {LIST: digest(body)}}] * 2000}).encode()
+    files["manifest.json"] = json.dumps([{"Config": next(iter(blob(CONFIG)))}] * 2000).encode()
+    begin = time.process_time()
+    (image,) = read_archive(write(tmp_path / "a.tar", files))
+    # Hours, if each were followed.
+    assert image.digests == tuple(on_the_way) and time.process_time() - begin < 5
+
+
+def test_each_of_two_lists_that_lead_to_an_image_proves_it(tmp_path):
+    body = manifest(CONFIG)
+    one, other = (json.dumps({"manifests": [{"digest": digest(body)}], "annotations": {"is": name}}).encode() for name in ("one", "other"))
+    top = json.dumps({"manifests": [{"digest": digest(one)}, {"digest": digest(other)}]}).encode()
+    (image,) = read_archive(write(tmp_path / "a.tar", {**layout(top), **blob(one), **blob(other), **blob(body), **blob(CONFIG)}))
+    assert set(image.digests) == {digest(each) for each in (top, one, other, body)}
+
+
+@pytest.mark.parametrize(
+    "size", [b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\xff" * 11 + b"\0", b"-0000000001\0", b"77777777777\0", b"zzzzzzzzzzz\0"]
+)
+def test_a_size_that_makes_no_sense_is_the_fault_of_one_archive(tmp_path, size):
+    good, bad = write(tmp_path / "good.tar", old()), write(tmp_path / "bad.tar", old())
+    for member in (0, 1):
+        data = bytearray(bad.read_bytes())
+        start = member * 1024
+        data[start + 124 : start + 136] = size
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+        bad.write_bytes(data)
+        archives, faults = read_archives([tmp_path])
+        assert str(good) in [each["path"] for each in archives] and [fault.where for fault in faults] in ([], [str(bad)])
 
 
 def noted(said: str, *bodies: bytes) -> dict[str, bytes]:
@@ -134,11 +182,21 @@ def test_every_bad_file_is_told_and_others_are_left_alone(tmp_path):
     cut = write(tmp_path / "cut.tar", old())
     cut.write_bytes(cut.read_bytes()[:700])
     (tmp_path / "folder.tar").mkdir()
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
     (tmp_path / "README.md").write_text("no archive")
     good = write(tmp_path / "good.tar", old())
     archives, faults = read_archives([tmp_path])
     assert archives == [{"path": str(good), "images": [{"id": digest(CONFIG), "manifest": "", "platform": "linux/amd64", "digests": []}]}]
-    assert [fault.where for fault in faults] == [str(tmp_path / name) for name in ("cut.tar", "folder.tar", "text.tar")]
+    bad = ("cut.tar", "folder.tar", "pipe.tar", "text.tar", "zero.tar")
+    assert [fault.where for fault in faults] == [str(tmp_path / name) for name in bad]
+
+
+def test_a_folder_that_cannot_be_read_is_told_beside_the_others(tmp_path):
+    good = write(tmp_path / "good.tar", old())
+    archives, faults = read_archives([tmp_path / "gone", tmp_path])
+    assert [each["path"] for each in archives] == [str(good)]
+    assert [(fault.where, fault.what) for fault in faults] == [(str(tmp_path / "gone"), "it cannot be read: no such file or directory")]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -31,6 +31,12 @@ def test_what_was_written_is_what_is_read(data):
     assert load_yaml(yaml.dump(data, Dumper=NoAliases), "f.yml") == (data, [])
 
 
+@given(st.text(alphabet="+-.:_0123456789abefinoxTZ ", max_size=12))
+def test_no_plain_value_raises(text):
+    data, faults = load_yaml(f"a: {text}", "f.yml")
+    assert data is None or not faults
+
+
 @given(st.text(alphabet="[]{}:,-? &*!|>'\"#%@`abc1.\n\t\x00\ud800"))
 def test_no_text_raises(text):
     data, faults = load_yaml(text, "f.yml")
@@ -45,7 +51,15 @@ def test_no_text_raises(text):
         ("a: [1\nb: 2", "f.yml: line 2", "YAML"),
         ("a: &x 1\nb: *x", "f.yml: line 2", "*x"),
         ("a: &x [*x]", "f.yml: line 1", "*x"),
-        ("a: !!python/name:os.system x", "f.yml: line 1", "YAML"),
+        ("a: !!python/name:os.system x", "f.yml: line 1", "!!python/name:os.system"),
+        ("a: 1\nb: !!int ''", "f.yml: line 2", "!!int"),
+        ("a: 1\nb: !!float ''", "f.yml: line 2", "!!float"),
+        ("a: !!bool x", "f.yml: line 1", "!!bool"),
+        ("a: !!timestamp x", "f.yml: line 1", "!!timestamp"),
+        ("a: !!str 1", "f.yml: line 1", "!!str"),
+        ("a:\n  !!set {x}", "f.yml: line 2", "!!set"),
+        ("a: !vault x", "f.yml: line 1", "!vault"),
+        ("a: ! x", "f.yml: line 1", "tag !"),
         ("a: 2026-99-99", "f.yml", "YAML"),
         ("\n" + "[" * 100_000, "f.yml: line 2", "deep"),
         ("a: 1\n---\na: 2", "f.yml: line 2", "YAML"),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -25,6 +26,31 @@ def test_what_is_not_there_reads_as_nothing(tmp_path):
     assert whole_files.read(tmp_path / "nowhere") == ""
 
 
+def test_only_a_regular_file_is_read_and_only_so_much_of_it(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    (tmp_path / "link").symlink_to(path)
+    assert whole_files.read_regular(tmp_path / "link", 4) == whole_files.read_regular(path) == b"1234"
+    with pytest.raises(OSError, match="more than 3 bytes"):
+        whole_files.read_regular(path, 3)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless", "."):
+        with pytest.raises(OSError, match="no regular file"):
+            whole_files.read_regular(tmp_path / name, 3)
+
+
+@pytest.mark.parametrize(("content", "raised"), [("no text: \udcff", UnicodeEncodeError), (b"interrupted", KeyboardInterrupt)])
+def test_whatever_keeps_it_from_being_written_leaves_no_draft(tmp_path, monkeypatch, content, raised):
+    def interrupted(_handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(raised):
+        whole_files.write(tmp_path / "a" / "b", content, 0o644)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_full_disk_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path, monkeypatch):
     path = tmp_path / "b"
     whole_files.write(path, "old", 0o644)
@@ -36,3 +62,33 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_of_the_new_one(tmp_path, mo
     with pytest.raises(OSError, match="No space left"):
         whole_files.write(path, "new", 0o644)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["b"]
+
+
+def test_writers_of_one_large_file_take_turns(tmp_path):
+    path, seen = tmp_path / "a.tar", []
+
+    def replace(letter: bytes) -> None:
+        for _time in range(50):
+            with whole_files.draft_of(path) as draft:
+                for _part in range(8):
+                    with draft.open("ab" if _part else "wb") as file:
+                        file.write(letter * 1000)
+                os.replace(draft, path)
+            seen.append(len(set(path.read_bytes())))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(replace, (b"a", b"b", b"c", b"d")))
+    assert seen == [1] * 200 and os.listdir(tmp_path) == ["a.tar"] and path.stat().st_size == 8000
+
+
+def test_a_draft_goes_with_whoever_failed_and_what_was_left_of_one_is_overwritten(tmp_path):
+    path = tmp_path / "a.tar"
+    (tmp_path / f"{whole_files.BEFORE}a.tar{whole_files.AFTER}").write_bytes(b"left by a run that was killed")
+    with whole_files.draft_of(path) as draft:
+        draft.write_bytes(b"new")
+        os.replace(draft, path)
+    assert path.read_bytes() == b"new"
+    with pytest.raises(KeyboardInterrupt), whole_files.draft_of(path) as draft:
+        draft.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.tar"]

@@ -155,6 +155,20 @@ def test_a_certificate_of_the_right_name_vouches_too(sides):
     assert "signed it, and not 'eve@example.com'" in sides.info(bundle, signature={**ca, "identity": "eve@example.com"})["msg"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"identity": ""}, {"identity": None}, {"identity": 0}, {"identity": " "}, {"identity": ["a"]}, {"key": ""}, {"ca": 5}, {"ca": None}],
+)
+def test_an_identity_that_is_left_empty_is_not_everybody(sides, said):
+    authority, stranger = Authority(), key("stranger")
+    private, _public = stranger.write(sides.folder, "stranger")
+    (sides.folder / "chain.pem").write_text(pem_of(authority.issue(stranger, "mallory", email="mallory@example.com")))
+    (sides.folder / "ca.pem").write_text(authority.pem)
+    bundle = sides.write("theirs", {}, key=str(private), certificate=str(sides.folder / "chain.pem"))
+    (fault,) = sides.info(bundle, signature={"ca": str(sides.folder / "ca.pem"), **said})["faults"]
+    assert "names no text as" in fault["what"] and "llm_fleet_bundle_signature" in fault["fix"]
+
+
 def test_a_bundle_is_signed_anew_where_only_the_certificate_is_another(sides):
     authority, signer = Authority(), key("signer")
     private, _public = signer.write(sides.folder, "signer")
@@ -305,6 +319,30 @@ def test_a_disk_that_goes_bad_while_it_is_read_leaves_nothing_wrong(sides, bundl
     assert refused["failed"] and "changed while it was read" in refused["msg"] and DEB not in names(sides.into)
 
 
+def test_what_the_disk_says_while_a_bundle_is_closed_is_a_fault_and_leaves_no_draft(sides, bundle, small_disk):
+    shutil.copytree(bundle, small_disk / "bundle")
+    (small_disk / "bundle" / "manifest.json.sig").unlink()  # its room would do for the new manifest
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "ballast").write_bytes(bytes(2**22))
+    before = names(small_disk)
+    (fault,) = sides.run_module("bundle_seal", bundle=str(small_disk / "bundle"), wanted=["models.lock.yml"])["faults"]
+    assert "no space left" in fault["what"] and "free some space" in fault["fix"]
+    assert names(small_disk) == before
+
+
+def test_a_place_that_takes_no_manifest_is_a_fault(sides):
+    (sides.folder / "b" / "manifest.json").mkdir(parents=True)
+    (sides.folder / "b" / "models.lock.yml").write_bytes(LOCK)
+    (fault,) = sides.run_module("bundle_seal", bundle=str(sides.folder / "b"), wanted=["models.lock.yml"])["faults"]
+    assert fault["what"] == "is a directory" and names(sides.folder / "b") == {"models.lock.yml"}
+
+
+def test_a_place_that_cannot_have_what_earlier_bundles_brought_is_a_fault(sides, bundle):
+    more = sides.write("more", {}, {IMAGE: b"an image"}, key=str(sides.private), base=str(bundle))
+    said = sides.info(more, into=str(sides.folder / ("a" * 300)))["msg"]
+    assert "file name too long" in said and "cannot be taken" in said
+
+
 def test_imports_at_once_wait_for_each_other(sides):
     """Each of another bundle: one takes files from under the other, and forgets what that one has noted, unless they take turns."""
     images = {number: {f"images/echo-{number}.tar": b"its own", IMAGE: bytes(2**24)} for number in range(4)}
@@ -328,12 +366,32 @@ def test_a_record_that_cannot_be_read_is_no_fresh_start(sides, bundle):
         (lambda bundle: shutil.rmtree(bundle / "images") or (bundle / "images").write_text("a file"), "missing, or no regular file"),
         (lambda bundle: (bundle / "manifest.json.sig").unlink() or (bundle / "manifest.json.sig").mkdir(), "the signature cannot be read"),
         (lambda bundle: (bundle / "manifest.json").unlink() or os.mkfifo(bundle / "manifest.json"), "no regular file"),
-        (lambda bundle: (bundle.parent / "imported" / "imported.json").mkdir(parents=True), "it cannot be read: is a directory"),
+        (lambda bundle: (bundle.parent / "imported" / "imported.json").mkdir(parents=True), "it cannot be read: it is no regular file"),
+        (lambda bundle: (bundle / "manifest.json.sig").unlink() or os.mkfifo(bundle / "manifest.json.sig"), "it is no regular file"),
+        (
+            lambda bundle: (bundle / "manifest.json.sig").unlink() or (bundle / "manifest.json.sig").symlink_to("/dev/zero"),
+            "it is no regular file",
+        ),
+        (lambda bundle: (bundle / "manifest.json.sig").write_bytes(bytes(2**18 + 1)), "more than 262144 bytes"),
+        (lambda bundle: os.truncate(bundle / "manifest.json", 2**26 + 1), "more than 67108864 bytes"),
+        (lambda bundle: (bundle.parent / "models.pub").unlink() or os.mkfifo(bundle.parent / "models.pub"), "it is no regular file"),
     ],
 )
 def test_what_is_no_file_is_a_fault(sides, bundle, spoil, said):
     spoil(bundle)
     assert said in sides.info(bundle)["msg"]
+
+
+def test_a_pipe_is_no_key_and_no_signature_that_stays(sides, bundle):
+    (bundle / "manifest.json.sig").unlink()
+    os.mkfifo(bundle / "manifest.json.sig")
+    wanted = {"bundle": str(bundle), "wanted": ["models.lock.yml"]}
+    os.mkfifo(sides.folder / "pipe")
+    for option in ("key", "password_file", "certificate"):
+        files = {"key": str(sides.private), option: str(sides.folder / "pipe")}
+        (fault,) = sides.run_module("bundle_seal", **wanted, **files)["faults"]
+        assert fault["where"] == f"sign_{option}" and "no regular file" in fault["what"]
+    assert sides.run_module("bundle_seal", **wanted, key=str(sides.private))["signed"] is True
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -5,10 +5,14 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_store import Store
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_signatures import StoreSignatures
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.range_server import RangeServer
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.signature_builders import Authority, key, pem_of
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import digest, entry
@@ -67,6 +71,18 @@ def test_the_signature_is_kept_beside_what_it_signs(depot):
     assert first["changed"] and depot.kept.read_text() == depot.text
     again = depot.stage()
     assert not again["changed"] and again["actions"] == []
+
+
+def test_two_stagings_at_once_keep_one_signature(tmp_path):
+    signatures, artifact = StoreSignatures(Store(tmp_path)), Artifact.parse("tiny", "1.0.0")
+
+    def keep(_number: int) -> None:
+        signatures.keep(artifact, "a signature" * 1000)
+        assert signatures.keeps(artifact, "a signature" * 1000)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep, range(200)))
+    assert [path.name for path in (tmp_path / "signatures" / "tiny").iterdir()] == ["1.0.0.sig"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.apt_root import AptRoot, build_repository, serve, usable
@@ -95,6 +98,42 @@ def test_a_folder_of_packages_becomes_a_repository(host, tmp_path, repository):
     host.run("apt-get", "update", "--error-on=any")
     host.run("apt-get", "install", "-y", "nvidia-driver-cuda")
     assert host.packages()["nvidia-driver-cuda"] == "580.95.05-1"
+
+
+@pytest.fixture
+def folder(tmp_path, repository):
+    """A folder with one package, and a maintainer who is no UTF-8."""
+    made = tmp_path / "folder"
+    made.mkdir()
+    control = tmp_path / "old" / "DEBIAN" / "control"
+    control.parent.mkdir(parents=True)
+    control.write_bytes(b"Package: old\nVersion: 1\nArchitecture: all\nMaintainer: J\xf6rg <joerg@example.com>\nDescription: old\n")
+    subprocess.run(["dpkg-deb", "--build", str(control.parent.parent), str(made / "old_1_all.deb")], check=True, capture_output=True)
+    return made
+
+
+@pytest.mark.parametrize("left", ["nothing", "half", "older"])
+def test_a_run_that_broke_off_between_the_index_and_its_digest_is_made_good(host, folder, left):
+    assert host.module("package_folder", path=str(folder))["packages"] == ["old 1"]
+    release = folder / "Release"
+    sound = release.read_bytes()
+    release.unlink()
+    if left != "nothing":
+        release.write_bytes(sound[:40] if left == "half" else sound.replace(b"SHA256:\n ", b"SHA256:\n 0"))
+    assert host.module("package_folder", path=str(folder))["changed"] and release.read_bytes() == sound
+    assert not host.module("package_folder", path=str(folder))["changed"]
+    assert sorted(path.name for path in folder.iterdir()) == ["Packages", "Release", "old_1_all.deb"]
+    (host.root / "etc/apt/sources.list.d/folder.sources").write_text(f"Types: deb\nURIs: file:{folder}\nSuites: /\nTrusted: yes\n")
+    host.run("apt-get", "update", "--error-on=any")
+
+
+def test_a_pipe_among_the_packages_is_named_and_not_waited_for(host, folder):
+    os.mkfifo(folder / "x.deb")
+    assert "x.deb is no regular file" in host.module("package_folder", path=str(folder))["msg"]
+    (folder / "x.deb").unlink()
+    os.mkfifo(folder / "Packages")
+    refused = host.module("package_folder", path=str(folder))
+    assert refused["fault"]["where"] == str(folder / "Packages") and "no regular file" in refused["msg"]
 
 
 def test_a_signed_folder_and_a_broken_file(host, tmp_path, repository):

@@ -15,7 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import INDEX, RELEASE
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
@@ -38,7 +38,7 @@ class Imports:
     def _read(self) -> dict[str, Entry]:
         file = self.folder / RECORD
         try:
-            data = json.loads(whole_files.read_regular(file))
+            data = json.loads(regular_files.read(file))
             if data["format"] != FORMAT:
                 raise ValueError("another release of the collection wrote it")
             return {path: Entry(path, size, sha256) for path, (size, sha256) in data["files"].items()}
@@ -89,7 +89,7 @@ class Imports:
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_files.draft_of(target) as draft:
             # Copied, and not linked: what happens to the disk that it came on is nothing to this one.
-            with whole_files.open_regular(source) as reader, draft.open("wb") as writer:
+            with regular_files.open_file(source) as reader, draft.open("wb") as writer:
                 shutil.copyfileobj(reader, writer, 2**20)
             if digest_of(draft) != entry.sha256:
                 raise OSError(5, f"it changed while it was read; {COPY_AGAIN}", str(source))

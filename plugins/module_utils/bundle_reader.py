@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import signature_bundle, whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files, signature_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> tuple[Manifest | None, str, list[Fault]]:
     file = path
     try:
         file = path / MANIFEST if path.is_dir() else path
-        data = whole_files.read_regular(file, LARGEST)
+        data = regular_files.read(file, LARGEST)
     except OSError as error:
         what = f"there is no manifest: {(error.strerror or str(error)).lower()}"
         return None, "", [Fault(what, str(file), "name a directory that bundle.yml has written, or its manifest.json")]
@@ -86,7 +86,7 @@ def check_signature(folder: Path, digest: str, trust: dict[str, Any]) -> str:
     trusted = trust_of(trust)
     try:
         # Whoever wrote the bundle is not known yet.
-        data = whole_files.read_regular(folder / SIGNATURE, signature_bundle.LARGEST)
+        data = regular_files.read(folder / SIGNATURE, signature_bundle.LARGEST)
     except FileNotFoundError:
         raise SignatureError("the bundle is not signed", UNSIGNED_FIX) from None
     except OSError as error:
@@ -107,7 +107,7 @@ def trust_of(trust: dict[str, Any]) -> Any:
     if bool(key) == bool(ca) or set(trust) - {"key", "ca", "identity"}:
         raise SignatureError(f"{TRUST} names neither a key nor a CA, or both, or something else", TRUST_FIX)
     try:
-        text = whole_files.read_regular(key or ca, signature_bundle.LARGEST).decode("utf-8")
+        text = regular_files.read(key or ca, signature_bundle.LARGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         said = (getattr(error, "strerror", None) or "it is no text").lower()
         raise SignatureError(f"{key or ca} cannot be read: {said}", f"correct the path in {TRUST}") from None

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import digest_of
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_survey import regular
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_manifest import (
@@ -86,7 +86,7 @@ class BundleWriter:
             manifest = manifest._replace(created=before.created)
         data = render_manifest(manifest)
         file, signature = self.folder / MANIFEST, self.folder / SIGNATURE
-        if not file.is_file() or whole_files.read_regular(file) != data:
+        if not file.is_file() or regular_files.read(file) != data:
             self.actions.append(f"write {MANIFEST}: {len(manifest.files)} files, {len(manifest.earlier)} in earlier bundles")
             if change:
                 # Without its old signature first: a run that breaks off leaves an unsigned bundle, not a wrong one.
@@ -118,7 +118,7 @@ def _put(path: Path, data: bytes) -> None:
 
 def _signed(signature: Path, key: SigningKey, digest: str) -> bool:
     with contextlib.suppress(OSError, SignatureError):
-        bundle = parse_bundle(whole_files.read_regular(signature, LARGEST))
+        bundle = parse_bundle(regular_files.read(signature, LARGEST))
         check_signature(key.key.public_key(), bundle)
         # With other certificates, or none, the other side may refuse what this key signed.
         return bundle.chain == key.chain_der and bundle.files() == {WHOLE: digest}
@@ -127,5 +127,5 @@ def _signed(signature: Path, key: SigningKey, digest: str) -> bool:
 
 def _of(signature: Path, digest: str) -> bool:
     with contextlib.suppress(OSError, SignatureError):
-        return parse_bundle(whole_files.read_regular(signature, LARGEST)).files() == {WHOLE: digest}
+        return parse_bundle(regular_files.read(signature, LARGEST)).files() == {WHOLE: digest}
     return False

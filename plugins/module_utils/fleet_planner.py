@@ -7,7 +7,14 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import gpu_supply, maintenance, preflight, staging, what_if, whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import (
+    gpu_supply,
+    maintenance,
+    preflight,
+    regular_files,
+    staging,
+    what_if,
+)
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.client_registry import stamp
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.engine_profile import legacy_warnings
@@ -187,7 +194,7 @@ class FleetPlanner:
 
     def read_lockfile(self, path: Path, models: list[dict]) -> dict:
         try:
-            text = whole_files.text_of(path)
+            text = regular_files.text_of(path)
         except FileNotFoundError:
             fix = "lock the catalog (ansible-playbook localfirst.llm_fleet.lock), or take the lockfile back from git"
             self.note([Fault(f"there is no lockfile {path}", "llm_fleet_lockfile", fix)])

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 
 JSON_LIMIT = 16 * 2**20
@@ -75,7 +75,7 @@ def read_archives(folders: Iterable[Path]) -> tuple[list[dict[str, Any]], list[F
 def read_archive(path: Path) -> list[ArchivedImage]:
     """The images of one archive."""
     try:
-        with whole_files.open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with regular_files.open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             found = _images(_Content(archive, path))
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:  # the last two for sizes that make no sense
         raise BadArchive(f"this is no tar archive, or only the beginning of one ({error})", path) from error

@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
     LARGEST,
@@ -115,7 +115,7 @@ def read_files(paths: Iterable[str]) -> dict[str, dict[str, str]]:
     found = {}
     for path in paths:
         try:
-            found[path] = {"text": whole_files.read_regular(path, LARGEST).decode("utf-8")}
+            found[path] = {"text": regular_files.read(path, LARGEST).decode("utf-8")}
         except OSError as error:
             found[path] = {"error": (error.strerror or str(error)).lower()}
         except UnicodeDecodeError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.faults import Fault
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.signature_bundle import (
     DEFAULT_NAME,
@@ -82,7 +82,7 @@ def open_key(read: Mapping[str, bytes], password: str, faults: list[Fault]) -> S
 
 def _read(where: str, path: str | None, faults: list[Fault]) -> bytes:
     try:
-        return whole_files.read_regular(path, LARGEST) if path else b""
+        return regular_files.read(path, LARGEST) if path else b""
     except OSError as error:
         what = f"{path} cannot be read on the controller: {(error.strerror or str(error)).lower()}"
         faults.append(Fault(what, where, "correct the path, or let the user who runs this read it"))

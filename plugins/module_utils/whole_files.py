@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) localfirst.llm_fleet contributors
-"""Small files that are replaced as a whole: nobody ever reads half of one, and a crash leaves the old one or the new one."""
+"""Files that are replaced as a whole: nobody ever reads half of one, and a crash leaves the old one or the new one."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import io
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 BEFORE, AFTER = ".", ".new"  # what a draft's name has around that of its file
+
 
 def read(path: str | Path) -> str:
     """The text of a file; nothing where there is none."""
@@ -23,29 +20,6 @@ def read(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """A regular file, or a link to one, for reading. Raises OSError for anything else: a pipe is waited for, and a device may never end."""
-    # Asked before it is opened, because there are devices that act on that alone.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return open(path, "rb")
-
-
-def read_regular(path: str | Path, most: int = -1) -> bytes:
-    """The bytes of such a file; raises OSError for one that has more than `most`."""
-    with open_regular(path) as file:
-        data = file.read(most + 1 if most >= 0 else -1)
-    if 0 <= most < len(data):
-        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
-    return data
-
-
-def text_of(path: str | Path) -> str:
-    """The text of such a file, with the ends of lines as Python has them."""
-    with open_regular(path) as file:
-        return io.TextIOWrapper(file, encoding="utf-8").read()
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_plan import BundlePlan, choose, plan_bundle
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.bundle_reader import base_faults, read_manifest
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.catalog import check_catalog
@@ -148,7 +148,7 @@ def find(params: dict) -> tuple[BundlePlan | None, list[Fault]]:
     models, _clients, faults = check_catalog(params["models"], params["clients"], params["profiles"], params["nodes"])
     file = Path(params["lockfile"])
     try:
-        lock, lock_faults = parse_lockfile(whole_files.text_of(file), file.name)
+        lock, lock_faults = parse_lockfile(regular_files.text_of(file), file.name)
     except (OSError, UnicodeDecodeError) as error:
         said = (getattr(error, "strerror", None) or "it is no text").lower()
         return None, [*faults, Fault(f"the lockfile cannot be read: {said}", str(file), LOCK_AGAIN)]

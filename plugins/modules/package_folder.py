@@ -53,7 +53,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import regular_files, whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.apt_index import INDEX, RELEASE, index_bytes, release_text
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.store_arguments import answer
 
@@ -86,7 +86,7 @@ class PackageFolder:
 
     def read(self, name: str) -> str:
         try:
-            return whole_files.read_regular(self.path / name).decode(errors="surrogateescape")
+            return regular_files.read(self.path / name).decode(errors="surrogateescape")
         except FileNotFoundError:
             return ""
 

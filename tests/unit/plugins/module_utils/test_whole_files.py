@@ -26,20 +26,6 @@ def test_what_is_not_there_reads_as_nothing(tmp_path):
     assert whole_files.read(tmp_path / "nowhere") == ""
 
 
-def test_only_a_regular_file_is_read_and_only_so_much_of_it(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"1234")
-    (tmp_path / "link").symlink_to(path)
-    assert whole_files.read_regular(tmp_path / "link", 4) == whole_files.read_regular(path) == b"1234"
-    with pytest.raises(OSError, match="more than 3 bytes"):
-        whole_files.read_regular(path, 3)
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "endless").symlink_to("/dev/zero")
-    for name in ("pipe", "endless", "."):
-        with pytest.raises(OSError, match="no regular file"):
-            whole_files.read_regular(tmp_path / name, 3)
-
-
 @pytest.mark.parametrize(("content", "raised"), [("no text: \udcff", UnicodeEncodeError), (b"interrupted", KeyboardInterrupt)])
 def test_whatever_keeps_it_from_being_written_leaves_no_draft(tmp_path, monkeypatch, content, raised):
     def interrupted(_handle):

@@ -37,6 +37,8 @@ class PeerUnit:
         self.peer = peer
         self.command = command
         self.lock = lock
+        # There from before unit and settings are written until the program answers that was started with them.
+        self.begun = settings.with_suffix(".begun")
 
     def join(self, lease: str, peers: list[tuple[str, int]], text: str, settings: Mapping[str, Any]) -> bool:
         """Have the program there for this run, as this run has it; returns whether it was started."""
@@ -65,6 +67,7 @@ class PeerUnit:
             self._systemctl("stop", self.unit.name)
             self.unit.unlink(missing_ok=True)
             self.settings.unlink(missing_ok=True)
+            self.begun.unlink(missing_ok=True)
             # systemd removes the directory of a user that was made for the unit, and leaves the link to it.
             link = Path(self.peer.path).parent
             if link.is_symlink() and not link.exists():
@@ -93,13 +96,14 @@ class PeerUnit:
             return None
 
     def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
-        return whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
+        """From what it was started with. After a run that was killed in between, the files say what it should have been."""
+        return self.begun.exists() or whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
 
     def _start(self, text: str, settings: Mapping[str, Any], taking_up: bool) -> None:
         """`taking_up`: other runs need it, or were killed while they did. What it keeps for them survives a restart, and no stop."""
         if not taking_up:
             self._systemctl("stop", self.unit.name, may_fail=True)
-        for path, content in ((self.settings, _json(settings)), (self.unit, text)):
+        for path, content in ((self.begun, ""), (self.settings, _json(settings)), (self.unit, text)):
             whole_files.write(path, content, 0o644)
         self._systemctl("daemon-reload")
         # One that failed too often would not be started again otherwise.
@@ -109,6 +113,7 @@ class PeerUnit:
             self.peer.wait(START)
         except (PeerGone, PeerRefused) as error:
             raise self._fault(str(error)) from error
+        self.begun.unlink(missing_ok=True)
 
     def _until_gone(self) -> None:
         deadline = time.monotonic() + END

@@ -12,6 +12,10 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_unit import PeerUnit
 
 
+class Killed(BaseException):
+    """The run ends here."""
+
+
 class Host:
     """systemd, and a program that answers while its unit runs."""
 
@@ -19,6 +23,8 @@ class Host:
         self.running = False
         self.starts = True
         self.comes_back = False  # systemd starts one that was killed again
+        self.killed_at = ""  # what it says to systemd when the run is killed
+        self.runs_with: tuple[str, str] = ("", "")
         self.leases: dict[str, list] = {}
         self.said: list[str] = []
         self.path = folder / "run" / "peer.service"
@@ -29,8 +35,11 @@ class Host:
         if arguments[0] == "journalctl":
             return 0, "listen: address not available\n", ""
         self.said.append(" ".join(arguments[1:]))
+        if arguments[1] == self.killed_at:
+            raise Killed
         if arguments[1] in ("start", "restart"):
             self.running = self.starts
+            self.runs_with = (self.path.read_text(), self.settings.read_text())
         elif arguments[1] == "stop":
             self.running, self.leases = False, {}
         return 0, "", ""
@@ -83,6 +92,22 @@ def test_what_a_later_run_says_holds_although_a_run_that_was_killed_left_its_lea
     assert host.said[-1] == "restart peer.service" and "daemon-reload" in host.said[-3:]
     # What it keeps for the other run would not survive a stop.
     assert host.said.count("stop peer.service") == 1 and sorted(host.leases) == ["killed", "two"]
+
+
+@pytest.mark.parametrize("killed_at", ["daemon-reload", "reset-failed", "restart"])
+def test_what_a_run_wanted_that_was_killed_before_the_program_had_it_holds_for_the_next_one(host, killed_at):
+    host.enter("one", download=1)
+    host.killed_at = killed_at
+    with pytest.raises(Killed):
+        host.enter("killed", text="other unit", download=2)
+    assert '"download": 1' in host.runs_with[1]
+    host.killed_at = ""
+    assert host.enter("two", text="other unit", download=2)
+    assert host.runs_with[0] == "other unit" and '"download": 2' in host.runs_with[1]
+    assert not host.enter("three", text="other unit", download=2)
+    for lease in ("one", "two", "three"):
+        host.unit.leave(lease)
+    assert sorted(path.name for path in host.path.parent.parent.glob("**/*") if path.is_file()) == ["lock"]
 
 
 def test_one_that_was_killed_comes_back_with_the_leases_of_other_runs(host):

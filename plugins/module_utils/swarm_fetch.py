@@ -282,7 +282,7 @@ class _Bringing:
         except PeerRefused:
             return False
         except PeerGone as error:
-            return isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError))
+            return error.nobody
 
     def _right(self) -> bool:
         self.part.begin(self.fetcher.hashing, self.fetcher.advance)

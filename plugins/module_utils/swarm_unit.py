@@ -19,6 +19,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client 
 START = 30.0  # seconds that the program may take to answer
 END = 30.0  # seconds that it may take to end
 AGAIN = 5.0  # seconds within which systemd has started one again that was killed
+UNKNOWN = ["?"]  # leases of a program that is there and does not tell them: other runs may need it
 
 
 class PeerUnit:
@@ -44,7 +45,7 @@ class PeerUnit:
         """Have the program there for this run, as this run has it; returns whether it was started."""
         with self._alone():
             leases = self._settled()
-            started = leases is None or self._differs(text, settings)
+            started = leases is None or leases is UNKNOWN or self._differs(text, settings)
             if started:
                 self._start(text, settings, taking_up=bool(leases))
             try:
@@ -57,10 +58,7 @@ class PeerUnit:
         """Give it back; returns whether that was the last run, and the program is gone."""
         with self._alone():
             self._settled()
-            try:
-                left = self.peer.leave(lease)
-            except PeerGone:
-                left = 0
+            left = self._left(lease)
             if left or not self.unit.exists():
                 return False
             self._until_gone()
@@ -74,6 +72,19 @@ class PeerUnit:
                 link.unlink()
             self._systemctl("daemon-reload")
             return True
+
+    def _left(self, lease: str) -> int:
+        """How many other leases there are, once this one is given back."""
+        try:
+            return self.peer.leave(lease)
+        except PeerGone as error:
+            if error.nobody:
+                return 0
+            said = str(error)
+        except PeerRefused as error:
+            said = str(error)
+        fix = f"it ends by itself once nothing moves; to end it now, where no other run needs it: systemctl stop {self.unit.name}"
+        raise ArtifactError(f"the peer program does not take the lease of this run back, and goes on: {said}", self.unit.name, fix)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -92,8 +103,10 @@ class PeerUnit:
     def _leases(self) -> list[str] | None:
         try:
             return self.peer.overview()["leases"]
-        except (PeerGone, PeerRefused):
-            return None
+        except PeerGone as error:
+            return None if error.nobody else UNKNOWN
+        except PeerRefused:
+            return UNKNOWN
 
     def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
         """From what it was started with. After a run that was killed in between, the files say what it should have been."""

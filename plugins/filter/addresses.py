@@ -38,6 +38,7 @@ _value:
   sample: ["10.0.0.10", "10.0.0.11"]
 """
 
+import ipaddress
 import socket
 
 from ansible.errors import AnsibleFilterError
@@ -79,8 +80,22 @@ def local_address(towards: str) -> str:
         raise AnsibleFilterError(f"the controller has no route to {towards}: {error}") from error
 
 
+def not_addresses(texts: list) -> list:
+    """Return those of `texts` that are no IP addresses. One with a zone is none either: it says something on one host only."""
+    return [text for text in texts if not _is_address(str(text))]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text) is not None and "%" not in text
+    except ValueError:
+        return False
+
+
 class FilterModule:
     """Makes the filters known to Ansible."""
 
     def filters(self) -> dict:
-        return {"addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address}
+        return {
+            "addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address, "not_addresses": not_addresses,
+        }

@@ -27,7 +27,8 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.side_by_side 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Response, Web
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web_file import FileAnswer
 
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+# No more digits than a file has: Python makes no number of thousands of them.
+CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19}|\*)")
 FICLONE = 0x40049409  # linux/fs.h: both files share their blocks until one of them is written to
 SMALLEST_PIECE = 4096
 LAG = 0.5  # seconds by which a limited transfer may be behind its rate and still make up for it

@@ -289,7 +289,7 @@ def ranges(path: Path, size: int) -> list[tuple[int, int]]:
     """What a note says of a part of this size: as [begin, end), in order. What makes no sense counts for nothing."""
     try:
         found = sorted((int(begin), int(end)) for begin, end in json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, OverflowError, RecursionError, TypeError, ValueError):
         return []
     sound, last = [], 0
     for begin, end in found:

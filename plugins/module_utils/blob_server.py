@@ -30,7 +30,7 @@ from typing import NamedTuple
 PIECE = 1 << 20
 SILENCE = 60  # seconds that a connection may take for its handshake, or stay without a request or a byte
 LOCATION = re.compile(r"/blobs/sha256/([0-9a-f]{64})")
-RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})")  # no file has more
 
 
 class Tls(NamedTuple):

@@ -2,7 +2,7 @@
 # Copyright (c) localfirst.llm_fleet contributors
 """Keeps one blob server running while playbooks need it: starts it, finds it again, and stops it after the last of them.
 
-    lock          held by the server for as long as it lives: no process number can lie about that
+    lock          held by the server for as long as it lives: no process number can lie about that. Its process is in it
     turn          held by whoever starts the server, adds to it or stops it
     server.json   what it was started with, its process and its URL
     files.json    files that it serves by digest; a later run adds its own
@@ -58,6 +58,7 @@ class BlobService:
 
     def __init__(self, run_dir: str | Path) -> None:
         self.run_dir = Path(run_dir)
+        self.lock = self.run_dir / "lock"
         self.note = self.run_dir / "server.json"
         self.listing = self.run_dir / "files.json"
         self.leases = self.run_dir / "leases"
@@ -81,7 +82,7 @@ class BlobService:
             yield
 
     def running(self) -> dict | None:
-        """What the server was started with; None where none runs."""
+        """What the server was started with; None where none runs. One whose starter was killed has no note, and is never the same."""
         if not self.run_dir.is_dir():
             return None
         with self._lock() as lock:
@@ -91,9 +92,12 @@ class BlobService:
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError):
                 return json.loads(self.note.read_text(encoding="utf-8"))
-            # It holds the lock already, and is about to write.
+            # It holds the lock already, and whoever started it is about to write.
             time.sleep(0.05)
-        raise ArtifactError("a server holds the lock, and its server.json cannot be read", str(self.run_dir), "remove that directory")
+        with contextlib.suppress(OSError, ValueError):
+            return {"pid": int(self.lock.read_text(encoding="ascii")), "url": "", "port": 0, "fingerprint": ""}
+        fix = "see which process has that file open (fuser), end it, and run again"
+        raise ArtifactError("a server holds this lock, and neither it nor server.json says which process it is", str(self.lock), fix)
 
     def same(self, note: dict | None, wanted: Wanted) -> bool:
         return note is not None and note["fingerprint"] == wanted.fingerprint()
@@ -153,7 +157,7 @@ class BlobService:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[int | None]:
         """The lock, or None where a server has it."""
-        handle = os.open(self.run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield handle
@@ -170,13 +174,20 @@ class BlobService:
                 raise ArtifactError("somebody else starts a server there at this moment", str(self.run_dir), "run again")
             server = self._server(wanted)
             log = os.open(self.run_dir / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            os.ftruncate(lock, 0)  # what an earlier server wrote
             pid = os.fork()
             if pid == 0:
-                _live(server, {lock, server.fileno()}, log)
+                _live(server, lock, log)
             os.close(log)
             server.server_close()
-            note = {"pid": pid, "url": server.url, "port": server.server_port, "fingerprint": wanted.fingerprint()}
-            _write(self.note, note)
+            try:
+                note = {"pid": pid, "url": server.url, "port": server.server_port, "fingerprint": wanted.fingerprint()}
+                _write(self.note, note)
+            except BaseException:
+                # Nobody would know of it, and it would keep its port.
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
             return note
 
     def _server(self, wanted: Wanted) -> BlobServer:
@@ -205,11 +216,13 @@ class BlobService:
             return {}
 
 
-def _live(server: BlobServer, keep: set[int], log: int) -> NoReturn:
+def _live(server: BlobServer, lock: int, log: int) -> NoReturn:
     """The life of the server's process. It never returns into the program that it is a copy of."""
     code = 1
     try:
         os.setsid()
+        with contextlib.suppress(OSError):  # a full disk: whoever started it will say so
+            os.write(lock, str(os.getpid()).encode())
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.chdir("/")
@@ -219,7 +232,7 @@ def _live(server: BlobServer, keep: set[int], log: int) -> NoReturn:
         os.dup2(log, 1)
         os.dup2(log, 2)
         for number in map(int, os.listdir("/proc/self/fd")):
-            if number > 2 and number not in keep:
+            if number > 2 and number not in (lock, server.fileno()):
                 with contextlib.suppress(OSError):
                     os.close(number)
         server.serve()

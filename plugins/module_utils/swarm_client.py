@@ -18,7 +18,12 @@ TIMEOUT = 60.0  # seconds for an answer: flushing waits for the disk
 
 
 class PeerGone(Exception):
-    """The program does not answer: it has not begun, has ended, or was killed."""
+    """The program does not answer: it has not begun, has ended, was killed, or has other things to wait for."""
+
+    @property
+    def nobody(self) -> bool:
+        """Whether there is none. One that says nothing in time may wait for its disk, while other runs need it."""
+        return isinstance(self.__cause__, (FileNotFoundError, ConnectionRefusedError))
 
 
 class PeerRefused(Exception):

@@ -26,7 +26,6 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact impo
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Fetcher, Limiter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import Suppliers
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.side_by_side import Stopped
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client import Peer, PeerGone, PeerRefused
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_torrent import fits
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Interrupted, Request, Web
@@ -194,8 +193,13 @@ class _Bringing:
         except (PeerGone, PeerRefused) as error:
             self._trouble(str(error))
             self._drop()
-        except Stopped:
-            self._drop()
+        except BaseException:
+            if self.part.closed:
+                # The disk is full, and the part was thrown away. What the program still wrote to it, nobody could find.
+                with contextlib.suppress(PeerGone, PeerRefused):
+                    self.peer.drop(self.file.sha256)
+            else:
+                self._drop()
             raise
         return False
 
@@ -282,7 +286,7 @@ class _Bringing:
         except PeerRefused:
             return False
         except PeerGone as error:
-            return isinstance(error.__cause__, (FileNotFoundError, ConnectionRefusedError))
+            return error.nobody
 
     def _right(self) -> bool:
         self.part.begin(self.fetcher.hashing, self.fetcher.advance)

@@ -19,6 +19,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.swarm_client 
 START = 30.0  # seconds that the program may take to answer
 END = 30.0  # seconds that it may take to end
 AGAIN = 5.0  # seconds within which systemd has started one again that was killed
+UNKNOWN = ["?"]  # leases of a program that is there and does not tell them: other runs may need it
 
 
 class PeerUnit:
@@ -37,12 +38,14 @@ class PeerUnit:
         self.peer = peer
         self.command = command
         self.lock = lock
+        # There from before unit and settings are written until the program answers that was started with them.
+        self.begun = settings.with_suffix(".begun")
 
     def join(self, lease: str, peers: list[tuple[str, int]], text: str, settings: Mapping[str, Any]) -> bool:
         """Have the program there for this run, as this run has it; returns whether it was started."""
         with self._alone():
             leases = self._settled()
-            started = leases is None or self._differs(text, settings)
+            started = leases is None or leases is UNKNOWN or self._differs(text, settings)
             if started:
                 self._start(text, settings, taking_up=bool(leases))
             try:
@@ -55,22 +58,33 @@ class PeerUnit:
         """Give it back; returns whether that was the last run, and the program is gone."""
         with self._alone():
             self._settled()
-            try:
-                left = self.peer.leave(lease)
-            except PeerGone:
-                left = 0
+            left = self._left(lease)
             if left or not self.unit.exists():
                 return False
             self._until_gone()
             self._systemctl("stop", self.unit.name)
             self.unit.unlink(missing_ok=True)
             self.settings.unlink(missing_ok=True)
+            self.begun.unlink(missing_ok=True)
             # systemd removes the directory of a user that was made for the unit, and leaves the link to it.
             link = Path(self.peer.path).parent
             if link.is_symlink() and not link.exists():
                 link.unlink()
             self._systemctl("daemon-reload")
             return True
+
+    def _left(self, lease: str) -> int:
+        """How many other leases there are, once this one is given back."""
+        try:
+            return self.peer.leave(lease)
+        except PeerGone as error:
+            if error.nobody:
+                return 0
+            said = str(error)
+        except PeerRefused as error:
+            said = str(error)
+        fix = f"it ends by itself once nothing moves; to end it now, where no other run needs it: systemctl stop {self.unit.name}"
+        raise ArtifactError(f"the peer program does not take the lease of this run back, and goes on: {said}", self.unit.name, fix)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -89,17 +103,20 @@ class PeerUnit:
     def _leases(self) -> list[str] | None:
         try:
             return self.peer.overview()["leases"]
-        except (PeerGone, PeerRefused):
-            return None
+        except PeerGone as error:
+            return None if error.nobody else UNKNOWN
+        except PeerRefused:
+            return UNKNOWN
 
     def _differs(self, text: str, settings: Mapping[str, Any]) -> bool:
-        return whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
+        """From what it was started with. After a run that was killed in between, the files say what it should have been."""
+        return self.begun.exists() or whole_files.read(self.unit) != text or whole_files.read(self.settings) != _json(settings)
 
     def _start(self, text: str, settings: Mapping[str, Any], taking_up: bool) -> None:
         """`taking_up`: other runs need it, or were killed while they did. What it keeps for them survives a restart, and no stop."""
         if not taking_up:
             self._systemctl("stop", self.unit.name, may_fail=True)
-        for path, content in ((self.settings, _json(settings)), (self.unit, text)):
+        for path, content in ((self.begun, ""), (self.settings, _json(settings)), (self.unit, text)):
             whole_files.write(path, content, 0o644)
         self._systemctl("daemon-reload")
         # One that failed too often would not be started again otherwise.
@@ -109,6 +126,7 @@ class PeerUnit:
             self.peer.wait(START)
         except (PeerGone, PeerRefused) as error:
             raise self._fault(str(error)) from error
+        self.begun.unlink(missing_ok=True)
 
     def _until_gone(self) -> None:
         deadline = time.monotonic() + END

@@ -82,6 +82,11 @@ def origin(url: str) -> tuple:
     return parts.scheme, (parts.hostname or "").lower(), parts.port or DEFAULT_PORTS.get(parts.scheme)
 
 
+def byte_count(text: str) -> int | None:
+    """The number of bytes that a server names; None where it is none, or longer than any file's."""
+    return int(text) if re.fullmatch("[0-9]{1,19}", text) else None
+
+
 class Response:
     """An answer whose body is read piece by piece; whatever breaks it off becomes Interrupted."""
 
@@ -91,8 +96,7 @@ class Response:
         self.timeout = timeout
         self.status: int = raw.status
         self.headers: Message = raw.headers
-        length = self.headers.get("Content-Length", "")
-        self.missing = int(length) if length.isascii() and length.isdigit() else None
+        self.missing = byte_count(self.headers.get("Content-Length", ""))
 
     def __enter__(self) -> Response:
         return self
@@ -212,7 +216,7 @@ class Web:
         answer = self.get(request, extra_headers={"Accept": "application/json", **(extra_headers or {})})
         try:
             return json.loads(answer.body)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ArtifactError(
                 "the answer is not JSON", request.where, "check that this address is the one of the API, and no login page"
             ) from error

@@ -183,7 +183,7 @@ class ModelServer:
         if not self.check_mode:
             self.service.kill(note)
             self.service.give_back(None)
-        return {"changed": True, "actions": [f"stop serving at {note['url']}"], "url": ""}
+        return {"changed": True, "actions": [f"stop serving at {note['url'] or self.service.run_dir}"], "url": ""}
 
     @staticmethod
     def _place(params: dict) -> str:

@@ -22,7 +22,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     guess_format,
     whatever,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request, byte_count
 
 SUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)")
 MOST_FILES = 10_000
@@ -140,7 +140,7 @@ class HttpSource(Source):
                 request.where,
                 "check whether it wants a login; the URL of a folder has to end with '/'",
             )
-        return RemoteFile(path, int(length) if length.isascii() and length.isdigit() else None, sha256)
+        return RemoteFile(path, byte_count(length), sha256)
 
     def _first_byte(self, request: Request) -> tuple:
         with self.web.open(request, {"Range": "bytes=0-0"}) as response:

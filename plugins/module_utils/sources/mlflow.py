@@ -24,7 +24,7 @@ from ansible_collections.localfirst.llm_fleet.plugins.module_utils.sources.base 
     Source,
     guess_format,
 )
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request, Web, origin
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.web import Refused, Request, Web, byte_count, origin
 
 API = "api/2.0/mlflow"
 ARTIFACTS = "api/2.0/mlflow-artifacts/artifacts"
@@ -152,7 +152,7 @@ class MlflowSource(Source):
         try:
             answer = json.loads(refusal.body)
             code, message = answer["error_code"], str(answer["message"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             # Not the words of MLflow: the address is something else's.
             return self._no_mlflow() if refusal.status == 404 else refusal
         if code == "RESOURCE_DOES_NOT_EXIST" or "alias" in message:
@@ -266,4 +266,4 @@ class BucketFiles:
 
 def _size(value: object) -> int | None:
     """A number of bytes; as a text where the server is strict about 64-bit numbers in JSON."""
-    return int(value) if re.fullmatch("[0-9]+", str(value)) else None
+    return byte_count(str(value))

@@ -138,7 +138,7 @@ class OciSource(Source):
     def _image_config(self, digest: str) -> dict:
         try:
             config = json.loads(self._registry.small_blob(digest, CONFIG_LIMIT))
-        except ValueError:
+        except (RecursionError, ValueError):
             return {}
         return config if isinstance(config, dict) else {}
 
@@ -170,7 +170,7 @@ class OciSource(Source):
             model = json.loads(self._registry.small_blob(read_digest(config, self._registry), CONFIG_LIMIT))
             names = model.get("descriptor", {}).get("licenses") or []
             return " AND ".join(" ".join(str(name).split()) for name in names)[:200] or None
-        except (ValueError, AttributeError, TypeError):
+        except (AttributeError, RecursionError, TypeError, ValueError):
             # A configuration of another kind says nothing; the files are what counts.
             return None
 

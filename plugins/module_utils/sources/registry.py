@@ -105,7 +105,7 @@ class Registry:
     def _parse(self, body: bytes, reference: str) -> dict:
         try:
             data = json.loads(body)
-        except ValueError:
+        except (RecursionError, ValueError):
             data = None
         if not isinstance(data, dict) or data.get("schemaVersion") != 2:
             raise self.error(

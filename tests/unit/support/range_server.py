@@ -21,11 +21,12 @@ class Resource:
     statuses: list[int] = field(default_factory=list)  # answered first, one a request
     cuts: list[int] = field(default_factory=list)  # bytes after which the first answers break off
     redirect: str = ""
-    declared: int | None = None  # a Content-Length that is not true
+    declared: int | str | None = None  # a Content-Length that is not true
     chunked: bool = False
     hold: threading.Event | None = None  # the body waits for it ...
     pause_at: int = 1  # ... after so many bytes
     range_shift: int = 0  # answers another range than was asked for
+    range_first: str = ""  # what it says that the range begins with
 
     def tag(self) -> str:
         return f'"{hashlib.sha256(self.body).hexdigest()[:16]}"' if self.etag is None else self.etag
@@ -105,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         part = (first, end) != (0, total)
         self.send_response(206 if part else 200)
         if part:
-            self.send_header("Content-Range", f"bytes {shifted}-{end - 1}/{total}")
+            self.send_header("Content-Range", f"bytes {resource.range_first or shifted}-{end - 1}/{total}")
         if resource.tag():
             self.send_header("ETag", resource.tag())
         if resource.chunked:

@@ -4,13 +4,26 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
+COLLECTION = "localfirst.llm_fleet"
+
+
+@functools.cache
+def filters() -> dict[str, Callable]:
+    """The collection's own, by their full names. Without a play, Ansible does not look for them."""
+    found = {}
+    for path in (ROLES.parent / "plugins/filter").glob("*.py"):
+        plugin = importlib.import_module(f"ansible_collections.{COLLECTION}.plugins.filter.{path.stem}")
+        found |= {f"{COLLECTION}.{name}": each for name, each in plugin.FilterModule().filters().items()}
+    return found
 
 
 class Role:
@@ -29,7 +42,7 @@ class Role:
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression, as it would stand in `when`."""
-        return Templar(loader=self._loader, variables=self.variables).evaluate_expression(trust_as_template(expression))
+        return self._templar().evaluate_expression(trust_as_template(expression))
 
     def render(self, template: str) -> str:
         """The text that the role would write."""
@@ -42,8 +55,14 @@ class Role:
 
     def fill_in(self, value: Any) -> Any:
         """A value of a task, as it would come to its module."""
-        return Templar(loader=self._loader, variables=self.variables).template(value)
+        return self._templar().template(value)
 
     def tasks(self, name: str) -> list:
         """A task file, its expressions ready for `evaluate`."""
         return self._loader.load_from_file(str(self.folder / "tasks" / name), trusted_as_template=True)
+
+    def _templar(self) -> Templar:
+        templar = Templar(loader=self._loader, variables=self.variables)
+        for name, each in filters().items():
+            templar.environment.filters[name] = each
+        return templar

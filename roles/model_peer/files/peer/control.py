@@ -84,7 +84,7 @@ class Control:
             asked = json.loads(line)
             if not isinstance(asked, dict):
                 raise ValueError("no object")
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             return {"error": f"this is no JSON object: {error}"}
         return self.answer(asked)
 

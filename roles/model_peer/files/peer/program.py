@@ -9,6 +9,7 @@ anything and nothing moved for a long time, because a playbook may have been kil
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import time
@@ -48,7 +49,7 @@ class Program:
             return {"ok": True, **getattr(self, f"_{name}")(asked)}
         except Trouble as trouble:
             return {"error": str(trouble)}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             return {"error": f"{name}: {type(error).__name__}: {error}"}
         except (OSError, RuntimeError) as error:  # the latter is libtorrent's
             return {"error": f"{name}: {error}"}
@@ -76,7 +77,7 @@ class Program:
         return content is not None and content.status()["state"] == "here"
 
     def _join(self, asked: dict) -> dict:
-        self.leases[str(asked["lease"])] = [[str(address), int(port)] for address, port in asked["peers"]]
+        self.leases[str(asked["lease"])] = [[_address(address), _port(port)] for address, port in asked["peers"]]
         self._meet()
         return {}
 
@@ -153,3 +154,18 @@ class Program:
                 del self.offers[digest]
                 print(f"{digest} is no longer handed out: {answer['error']}", flush=True)
         self._meet()
+
+
+def _address(told: object) -> str:
+    """As libtorrent writes it, so that whoever is connected is known by it."""
+    try:
+        return str(ipaddress.ip_address(str(told)))
+    except ValueError:
+        raise Trouble(f"a peer cannot be dialled at {told!r}: that is no IP address") from None
+
+
+def _port(told: object) -> int:
+    port = int(told)
+    if not 0 < port < 65536:
+        raise Trouble(f"a peer cannot be dialled at port {port}")
+    return port

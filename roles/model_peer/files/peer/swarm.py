@@ -135,6 +135,7 @@ class Swarm:
         self._wait_until_listening(f"{address}:{config['port']}")
         self.contents: dict[str, Content] = {}
         self.peers: set[tuple[str, int]] = set()
+        self.told: set[str] = set()  # what was said of calls that failed
         self.alerts: list = []
 
     def _wait_until_listening(self, where: str) -> None:
@@ -234,7 +235,17 @@ class Swarm:
         connected = {peer.ip[0] for peer in content.handle.get_peer_info()}
         for address, port in self.peers:
             if address not in connected and (self.config["address"] < address or age >= TURN):
-                content.handle.connect_peer((address, port))
+                self._call(content, address, port)
+
+    def _call(self, content: Content, address: str, port: int) -> None:
+        """That one peer cannot be called is no reason to end for all the others."""
+        try:
+            content.handle.connect_peer((address, port))
+        except (OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:  # libtorrent's are among them
+            said = f"{address}, port {port}, cannot be called: {type(error).__name__}"
+            if said not in self.told:
+                self.told.add(said)
+                print(said, flush=True)
 
     def moved(self) -> int:
         """Bytes that came or went since this program began."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, supplier_urls
+from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, not_addresses, supplier_urls
 
 HOSTVARS = {
     "gw1": {"llm_fleet_address": "10.0.0.10", "ansible_host": "192.0.2.10"},
@@ -40,3 +40,8 @@ def test_the_controller_is_reached_where_its_routes_lead():
 def test_what_has_no_route_is_named():
     with pytest.raises(AnsibleFilterError, match=r"nowhere\.invalid"):
         local_address("nowhere.invalid")
+
+
+@pytest.mark.parametrize("text", ["10.0.0.300", "1.2.3", "abc", "1::2::3", "gpu1", "", "10.0.0.1 ", "10.0.0.0/8", "fe80::1%eth0", 7])
+def test_what_is_no_address_is_picked_out(text):
+    assert not_addresses(["10.0.0.1", text, "fd00::5"]) == [text]

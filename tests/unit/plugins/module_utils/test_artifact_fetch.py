@@ -249,6 +249,16 @@ def test_when_all_places_fail_each_one_is_named(server, other, download):
     assert all(text in error.fault.what for text in (server.url, other.url, "404", "403"))
 
 
+@pytest.mark.parametrize("fault", ["range_first", "declared"])
+def test_a_place_that_names_a_number_without_end_costs_time_only(server, other, download, fault):
+    """Python makes no number of so many digits."""
+    server.add("/f", BODY, **{fault: "9" * 5000})
+    other.add("/f", BODY)
+    download.interrupt_at(5000)
+    download.run(url=both(server, other))
+    assert download.part.read_bytes() == BODY
+
+
 def test_all_places_are_given_up_in_the_end(server, other, download):
     server.add("/f", BODY, cuts=[1000, 0, 0, 0, 0, 0])
     other.add("/f", statuses=[503] * 9)

@@ -62,7 +62,11 @@ def test_what_a_part_claims_to_have_and_has_not_is_brought_again(server, downloa
     assert download.run() == len(BODY) and download.part.read_bytes() == BODY
 
 
-@pytest.mark.parametrize("note", ["", "{", "[1]", "[[5, 2]]", "[[0, 99999999]]", '[["a", 2]]', "[[0, 10], [5, 20]]"])
+@pytest.mark.parametrize(
+    "note",
+    ["", "{", "[1]", "[[5, 2]]", "[[0, 99999999]]", '[["a", 2]]', "[[0, 10], [5, 20]]", "[[0, 1e999]]",
+     pytest.param("[" * 100_000, id="deep")],
+)
 def test_a_note_that_makes_no_sense_claims_nothing_wrong(server, download, note):
     server.add("/f", BODY)
     download.part.write_bytes(bytes(len(BODY)))

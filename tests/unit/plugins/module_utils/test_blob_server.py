@@ -93,7 +93,9 @@ def test_a_part_is_sent(bench, asked, first, end):
     assert headers["Content-Range"] == f"bytes {first}-{end - 1}/{len(BODY)}"
 
 
-@pytest.mark.parametrize("asked", ["bytes=", "bytes=9-3", "bytes=0-1,5-6", "lines=1-2"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=", "bytes=9-3", "bytes=0-1,5-6", "lines=1-2", pytest.param(f"bytes=0-{'9' * 5000}", id="no number of a file's size")]
+)
 def test_what_is_no_range_gets_the_whole(bench, asked):
     assert bench.ask(Range=asked)[0::2] == (200, BODY)
 

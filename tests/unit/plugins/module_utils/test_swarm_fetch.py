@@ -7,13 +7,14 @@ What they bring is tested with real ones: modules/test_model_stage_peers.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import swarm_fetch
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, File
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import Artifact, ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_fetch import Limiter
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_part import Part
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.origins import Suppliers
@@ -207,6 +208,33 @@ def test_a_file_that_was_the_programs_to_write_is_ours_again(depot, tmp_path, dr
         asking(program, depot).fetch(ARTIFACT, FILE, part)
         status = os.fstat(part.handle.fileno())
         assert os.fstat(program.descriptor).st_ino == inode == status.st_ino and status.st_uid == 0
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["before it wants the file", "while it comes"])
+def test_a_disk_that_is_too_full_for_the_note_takes_the_file_from_the_program(depot, tmp_path, monkeypatch, after):
+    """It would go on to write where nobody finds it, on a disk that is full."""
+    monkeypatch.setattr(swarm_fetch, "FLUSH", -1)
+    replace, notes = os.replace, []
+
+    def full(source, target):
+        notes.append(target)
+        if len(notes) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    program = Program()
+    with Part.take(tmp_path / f"{FILE.sha256}.part", FILE) as part, pytest.raises(ArtifactError, match=r"(?i)no space"):
+        asking(program, depot, patience=60).fetch(ARTIFACT, FILE, part)
+    assert program.asked[-1] == "drop" and not part.path.exists()
+
+
+def test_whatever_ends_the_fetching_takes_the_file_from_the_program(depot, tmp_path):
+    program = Program(status={"state": "bringing"})  # of a version that says other things
+    with Part.take(tmp_path / f"{FILE.sha256}.part", FILE) as part:
+        with pytest.raises(KeyError):
+            asking(program, depot, patience=60).fetch(ARTIFACT, FILE, part)
+        assert program.asked[-1] == "drop" and part.path.exists()
 
 
 def test_what_peers_bring_is_within_the_limit_of_the_host(depot, tmp_path):

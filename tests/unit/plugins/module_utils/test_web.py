@@ -79,8 +79,9 @@ class TestAnswers:
         assert web.json(Request(server.on("/a", Reply(b'{"a": [1]}')))) == {"a": [1]}
         assert server.last("Accept") == "application/json"
 
-    def test_a_page_in_place_of_json_is_an_error(self, server, web):
-        assert "not JSON" in str(fails(lambda: web.json(Request(server.on("/a", Reply(b"<html>"))))))
+    @pytest.mark.parametrize("body", [b"<html>", b"[" * 100_000, b"9" * 5000], ids=["a page", "deep", "a number without end"])
+    def test_what_is_sent_in_place_of_json_is_an_error(self, server, web, body):
+        assert "not JSON" in str(fails(lambda: web.json(Request(server.on("/a", Reply(body))))))
 
     def test_head_asks_for_headers_alone(self, server, web):
         answer = web.head(Request(server.on("/a", Reply(b"12345"))))

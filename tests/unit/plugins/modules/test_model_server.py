@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import signal
@@ -18,7 +19,8 @@ import pytest
 
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils import blob_service
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError
-from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_service import BlobService
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_server import Tls
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils.blob_service import BlobService, Wanted
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.fleet_ca import FleetCa
 from ansible_collections.localfirst.llm_fleet.tests.unit.support.store_builders import BODY, digest
 
@@ -66,6 +68,21 @@ class Controller:
         connection.request("GET", f"/blobs/sha256/{digest(body)}")
         response = connection.getresponse()
         return response.read() if response.status == 200 else b""
+
+
+    def service(self) -> BlobService:
+        self.run_dir.mkdir(mode=0o700, exist_ok=True)
+        return BlobService(self.run_dir)
+
+    def wanted(self, port: int) -> Wanted:
+        tls = Tls(self.server.certificate, self.server.key, self.ca.pem)
+        return Wanted("127.0.0.1", port, str(self.store), tls, 60)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
 
 
 @pytest.fixture
@@ -170,6 +187,48 @@ def test_it_ends_by_itself(controller):
     started = controller.start(idle_timeout=1)
     assert ends(started["pid"])
     assert not controller.stop(lease=started["lease"])["changed"]
+
+
+def test_one_whose_note_does_not_fit_on_the_disk_is_ended(controller, free_port, monkeypatch):
+    write = blob_service._write
+
+    def full(path, data):
+        if path.name == "server.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, data)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(blob_service, "_write", full)
+        controller.service().start(controller.wanted(free_port), {})
+    # The port is free, and nobody is waited for.
+    assert controller.service().running() is None
+    assert controller.start(port=free_port)["port"] == free_port
+
+
+@pytest.mark.parametrize("also_lost", [False, True])
+def test_one_whose_starter_was_killed_before_the_note_is_found_and_replaced(controller, free_port, monkeypatch, also_lost):
+    monkeypatch.setattr(blob_service, "PATIENCE", 1)
+    starter = os.fork()
+    if starter == 0:
+        blob_service._write = lambda path, _data: path.name == "server.json" and os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            controller.service().start(controller.wanted(free_port), {})
+        finally:
+            os._exit(1)
+    os.waitpid(starter, 0)
+    service = controller.service()
+    found = service.running()
+    assert Path(f"/proc/{found['pid']}/stat").exists() and not service.same(found, controller.wanted(free_port))
+    if also_lost:
+        (controller.run_dir / "lock").write_text("")
+        with pytest.raises(ArtifactError) as caught:
+            service.running()
+        assert caught.value.fault.where == str(controller.run_dir / "lock") and "fuser" in caught.value.fault.fix
+        service.kill(found)
+        return
+    assert controller.start(port=free_port, check_mode=True)["changed"]
+    second = controller.start(port=free_port)
+    assert second["pid"] != found["pid"] and ends(found["pid"]) and controller.get(second["url"], BODY) == BODY
 
 
 def test_check_mode_starts_and_stops_nothing(controller):

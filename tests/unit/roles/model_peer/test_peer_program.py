@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 
 import pytest
@@ -180,6 +181,21 @@ def test_what_makes_no_sense_is_refused_and_it_goes_on(swarm, request_, said):
     with pytest.raises(PeerRefused, match=said):
         host.peer.ask(request_.pop("do"), **request_)
     assert host.peer.overview()["contents"] == {}
+
+
+def test_one_peer_that_cannot_be_called_ends_nothing(swarm):
+    """What it took up from an earlier version may name what libtorrent does not even take for an address."""
+    seed, other = swarm.add(2)
+    other.stop()
+    leases = {"test": [["10.0.0.300", 8446], [seed.address, 8446], ["10.0.0.1", 99999]]}
+    (other.folder / "state").write_text(json.dumps({"leases": leases, "offers": {}}))
+    other.start()
+    torrent = swarm.torrent(BODY)
+    seed.meet(other)
+    seed.seed(BODY, torrent)
+    other.want(DIGEST, torrent)
+    other.until(DIGEST, here)
+    assert (other.folder / "log").read_text().count("10.0.0.300, port 8446, cannot be called") == 1
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "taken"])

@@ -133,3 +133,21 @@ def test_what_is_brought_anew_is_no_longer_handed_out_after_a_kill(host):
     host.want("a")
     host.start()
     assert host.held() == []
+
+
+@pytest.mark.parametrize("address", ["10.0.0.300", "1.2.3", "abc", "1::2::3", ""])
+def test_a_peer_at_what_is_no_address_is_refused_by_name(host, address):
+    host.ask("join", lease="one", peers=[["10.0.0.1", 8446]])
+    answer = host.ask("join", lease="two", peers=[["10.0.0.2", 8446], [address, 8446]])
+    assert f"{address!r}: that is no IP address" in answer["error"]
+    assert host.program.swarm.peers == {("10.0.0.1", 8446)} and list(json.loads(host.state.read_text())["leases"]) == ["one"]
+
+
+@pytest.mark.parametrize("port", [0, 65536, float("inf")])
+def test_a_peer_at_what_is_no_port_is_refused(host, port):
+    assert "error" in host.ask("join", lease="one", peers=[["10.0.0.2", port]]) and not host.program.swarm.peers
+
+
+def test_a_peer_is_known_by_its_address_however_it_is_written(host):
+    host.ask("join", lease="one", peers=[["FD00:0::5", 8446]])
+    assert host.program.swarm.peers == {("fd00::5", 8446)}

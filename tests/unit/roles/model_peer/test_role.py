@@ -168,7 +168,7 @@ class _FileResource:
     """What a web server has at a path, read when it is asked for."""
 
     statuses = cuts = ()
-    ranges, redirect, declared, chunked, hold, pause_at, range_shift = True, "", None, False, None, 1, 0
+    ranges, redirect, declared, chunked, hold, pause_at, range_shift, range_first = True, "", None, False, None, 1, 0, ""
 
     def __init__(self, path: Path) -> None:
         self.path = path

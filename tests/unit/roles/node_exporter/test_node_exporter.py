@@ -81,7 +81,8 @@ def test_it_has_no_privilege():
 
 @pytest.mark.parametrize("settings, fits", [
     ({}, True),
-    ({"llm_fleet_address": "0.0.0.0"}, False), ({"llm_fleet_address": "gpu1"}, False), ({"llm_fleet_ca_dir": "ca"}, False),
+    ({"llm_fleet_address": "0.0.0.0"}, False), ({"llm_fleet_address": "gpu1"}, False), ({"llm_fleet_address": "1.2.3"}, False),
+    ({"llm_fleet_ca_dir": "ca"}, False),
     ({"llm_fleet_monitor_password": ""}, False),
     ({"llm_fleet_monitor_password": "", "node_exporter_password_hash": "$2y$10$x"}, True),
     ({"node_exporter_source": "binary"}, False),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,16 @@ class Role:
     def tasks(self, name: str) -> list:
         """A task file, its expressions ready for `evaluate`."""
         return self._loader.load_from_file(str(self.folder / "tasks" / name), trusted_as_template=True)
+
+    def with_variables(self, task: dict, **variables: Any) -> Role:
+        """The same with the variables of a task, and further ones."""
+        other = copy(self)
+        other.variables = {**self.variables, **variables, **task.get("vars", {})}
+        return other
+
+
+class Playbooks(Role):
+    """What playbooks share: their task files."""
+
+    def __init__(self, **variables: Any) -> None:
+        super().__init__("../playbooks", **variables)

@@ -54,7 +54,7 @@ def test_they_may_be_given_as_text():
 @pytest.mark.parametrize(
     ("value", "named"),
     [
-        ({"debian": SOURCES, "ubuntu-24.04": SOURCES, "Debian-12-amd64": SOURCES, UBUNTU: SOURCES}, ["debian", "ubuntu-24.04", "Debian-12-amd64"]),
+        (dict.fromkeys(("debian", "ubuntu-24.04", "Debian-12-amd64", UBUNTU), SOURCES), ["debian", "ubuntu-24.04", "Debian-12-amd64"]),
         ({12: SOURCES, "debian--amd64": SOURCES}, ["12", "debian--amd64"]),
         ("debian-12-amd64", ["debian-12-amd64"]),
         (["debian-12-amd64", UBUNTU], ["debian-12-amd64", UBUNTU]),
@@ -89,18 +89,20 @@ def test_what_servers_with_gpus_want_of_a_distribution_whose_version_has_a_dot()
     driver = {"of": "driver", "packages": ["cuda-drivers"]}
     nodes = [
         {
-            "sets": {UBUNTU: [["docker.io"], [package]], "debian-12-amd64": [["other"]]}, "elsewhere": {UBUNTU: [driver], "debian-12-amd64": []},
-            "unknown": {UBUNTU: "nvidia_driver_version is not set"} if package == "docker-cli" else {}, "images": [],
+            "sets": {UBUNTU: [["docker.io"], [package]], "debian-12-amd64": [["other"]]},
+            "elsewhere": {UBUNTU: [driver], "debian-12-amd64": []},
+            "unknown": {UBUNTU: "nvidia_driver_version is not set"} if package == "docker-cli" else {},
+            "images": [],
         }
         for package in ("docker-cli", "dkms")
     ]
     playbook = Playbooks(
-        bundle_distribution={"key": UBUNTU, "value": ""}, bundle_named=nodes, bundle_roles=[], bundle_prerequisites=["python3-apt"], bundle_base="",
-        llm_fleet_bundle_packages=[], dir="/b", hostvars={"gpu1": {}},
+        bundle_distribution={"key": UBUNTU, "value": ""}, bundle_named=nodes, bundle_roles=[], bundle_prerequisites=["python3-apt"],
+        llm_fleet_bundle_packages=[], hostvars={"gpu1": {}},
     )
     _ask, bring, say, _list = playbook.tasks("bundle/distribution.yml")
-    brought = playbook.with_variables(bring).fill_in({name: bring["localfirst.llm_fleet.bundle_packages"][name] for name in ("sets", "elsewhere")})
-    assert brought["sets"] == [["python3-apt"], ["docker.io"], ["docker-cli"], ["dkms"]]
-    assert brought["elsewhere"] == [{"packages": ["cuda-drivers"]}]
+    at, arguments = playbook.with_variables(bring), bring["localfirst.llm_fleet.bundle_packages"]
+    assert at.fill_in(arguments["sets"]) == [["python3-apt"], ["docker.io"], ["docker-cli"], ["dkms"]]
+    assert at.fill_in(arguments["elsewhere"]) == [{"packages": ["cuda-drivers"]}]
     at = playbook.with_variables(say)
     assert at.evaluate(say["when"]) and "nvidia_driver_version is not set (" in at.fill_in(say["ansible.builtin.debug"]["msg"])

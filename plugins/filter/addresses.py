@@ -38,6 +38,7 @@ _value:
   sample: ["10.0.0.10", "10.0.0.11"]
 """
 
+import ipaddress
 import socket
 
 from ansible.errors import AnsibleFilterError
@@ -79,8 +80,20 @@ def local_address(towards: str) -> str:
         raise AnsibleFilterError(f"the controller has no route to {towards}: {error}") from error
 
 
+def spelled_alike(names: list) -> list:
+    """Return names as they are, and addresses as the kernel and certificates write them, each once: fd00::5 for FD00:0::5."""
+    return list(dict.fromkeys(_spelled(name) for name in names))
+
+
+def _spelled(name: str) -> str:
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
 class FilterModule:
     """Makes the filters known to Ansible."""
 
     def filters(self) -> dict:
-        return {"addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address}
+        return {"addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address, "spelled_alike": spelled_alike}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, supplier_urls
+from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, spelled_alike, supplier_urls
 
 HOSTVARS = {
     "gw1": {"llm_fleet_address": "10.0.0.10", "ansible_host": "192.0.2.10"},
@@ -40,3 +40,8 @@ def test_the_controller_is_reached_where_its_routes_lead():
 def test_what_has_no_route_is_named():
     with pytest.raises(AnsibleFilterError, match=r"nowhere\.invalid"):
         local_address("nowhere.invalid")
+
+
+def test_an_address_has_one_spelling_and_names_keep_theirs():
+    written = ["Depot1", "fd00:0::5", "FD00::A", "fd00::5", "10.0.0.5", "2001:0db8:0:0:1:0:0:1", "10.0.0", "Depot1", "a:b"]
+    assert spelled_alike(written) == ["Depot1", "fd00::5", "fd00::a", "10.0.0.5", "2001:db8::1:0:0:1", "10.0.0", "a:b"]

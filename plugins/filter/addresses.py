@@ -92,10 +92,21 @@ def _is_address(text: str) -> bool:
         return False
 
 
+def spelled_alike(names: list) -> list:
+    """Return names as they are, and addresses as the kernel and certificates write them, each once: fd00::5 for FD00:0::5."""
+    return list(dict.fromkeys(_spelled(name) for name in names))
+
+
+def _spelled(name: str) -> str:
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
 class FilterModule:
     """Makes the filters known to Ansible."""
 
     def filters(self) -> dict:
-        return {
-            "addresses": addresses, "supplier_urls": supplier_urls, "local_address": local_address, "not_addresses": not_addresses,
-        }
+        public = (addresses, supplier_urls, local_address, not_addresses, spelled_alike)
+        return {function.__name__: function for function in public}

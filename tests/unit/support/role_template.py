@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from copy import copy
 from pathlib import Path
 from typing import Any, Callable
 
@@ -66,3 +67,16 @@ class Role:
         for name, each in filters().items():
             templar.environment.filters[name] = each
         return templar
+
+    def with_variables(self, task: dict, **variables: Any) -> Role:
+        """The same with the variables of a task, and further ones."""
+        other = copy(self)
+        other.variables = {**self.variables, **variables, **task.get("vars", {})}
+        return other
+
+
+class Playbooks(Role):
+    """What playbooks share: their task files."""
+
+    def __init__(self, **variables: Any) -> None:
+        super().__init__("../playbooks", **variables)

@@ -8,7 +8,13 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import addresses, local_address, not_addresses, supplier_urls
+from ansible_collections.localfirst.llm_fleet.plugins.filter.addresses import (
+    addresses,
+    local_address,
+    not_addresses,
+    spelled_alike,
+    supplier_urls,
+)
 
 HOSTVARS = {
     "gw1": {"llm_fleet_address": "10.0.0.10", "ansible_host": "192.0.2.10"},
@@ -45,3 +51,8 @@ def test_what_has_no_route_is_named():
 @pytest.mark.parametrize("text", ["10.0.0.300", "1.2.3", "abc", "1::2::3", "gpu1", "", "10.0.0.1 ", "10.0.0.0/8", "fe80::1%eth0", 7])
 def test_what_is_no_address_is_picked_out(text):
     assert not_addresses(["10.0.0.1", text, "fd00::5"]) == [text]
+
+
+def test_an_address_has_one_spelling_and_names_keep_theirs():
+    written = ["Depot1", "fd00:0::5", "FD00::A", "fd00::5", "10.0.0.5", "2001:0db8:0:0:1:0:0:1", "10.0.0", "Depot1", "a:b"]
+    assert spelled_alike(written) == ["Depot1", "fd00::5", "fd00::a", "10.0.0.5", "2001:db8::1:0:0:1", "10.0.0", "a:b"]

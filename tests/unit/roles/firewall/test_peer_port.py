@@ -61,6 +61,12 @@ def test_only_peers_that_are_new_are_let_in():
     assert lacking(loaded(peers_v4=["10.0.0.5", "10.0.20.21", "10.0.0.9"], peers_v6=["fd00::5"])) == []
 
 
+def test_a_peer_is_known_however_its_address_is_written():
+    table = loaded(peers_v6=["fd00::5", "fd00::a"])
+    role = Role("firewall", firewall_peers=["fd00:0::5", "FD00::A", "fd00::a", "fd00:0:0::b"], __firewall_table=table)
+    assert role.evaluate("__firewall_peers_lacking") == ["fd00::b"]
+
+
 def test_rules_that_know_of_no_peers_stay_as_they_are():
     assert lacking(loaded(gateways_v4=["10.0.0.11"], peers_v4=[], peers_v6=[])) == []
     assert lacking({"rc": 1, "stdout": "", "stderr": "Error: No such file or directory"}) == []

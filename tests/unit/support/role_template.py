@@ -64,9 +64,7 @@ class Role:
 
     def _templar(self) -> Templar:
         templar = Templar(loader=self._loader, variables=self.variables)
-        known = templar.environment.filters  # asked for once: Ansible looks up who asks
-        for name, each in filters().items():
-            known[name] = each
+        templar.environment.filters.update(filters())
         return templar
 
     def with_variables(self, task: dict, **variables: Any) -> Role:

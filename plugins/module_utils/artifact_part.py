@@ -20,6 +20,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Callable
 
+from ansible_collections.localfirst.llm_fleet.plugins.module_utils import whole_files
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact import ArtifactError, File
 from ansible_collections.localfirst.llm_fleet.plugins.module_utils.artifact_files import CHUNK
 
@@ -56,7 +57,7 @@ class Part:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever had it before may have given it its name in the store, or thrown it away, since we opened it.
-                if _is_at(descriptor, path):
+                if whole_files.is_at(descriptor, path):
                     return cls(path, file, descriptor)
             except BlockingIOError:
                 os.close(descriptor)
@@ -249,7 +250,7 @@ class Part:
         self._settle()
         self._advance(-self.position)
         self._forget_notes()
-        if _is_at(self.handle.fileno(), self.path):
+        if whole_files.is_at(self.handle.fileno(), self.path):
             self.path.unlink()
         self.close()
 
@@ -297,11 +298,3 @@ def ranges(path: Path, size: int) -> list[tuple[int, int]]:
             sound.append((begin, end))
             last = end
     return sound
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (there.st_dev, there.st_ino) == (os.fstat(descriptor).st_dev, os.fstat(descriptor).st_ino)

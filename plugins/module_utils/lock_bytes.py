@@ -339,9 +339,8 @@ def _taken(path: Path) -> FileIO:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             # Whoever had it before may have given it its name in the store while this one waited.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle.fileno()), os.lstat(path)):
-                    return handle
+            if whole_files.is_at(handle.fileno(), path):
+                return handle
         except BaseException:
             handle.close()
             raise

@@ -34,19 +34,20 @@ def draft_of(path: Path) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             # Whoever had it before may have renamed or removed it while this one waited.
-            if not _is_at(handle, draft):
+            if not is_at(handle, draft):
                 continue
             try:
                 yield draft
             finally:
-                if _is_at(handle, draft):
+                if is_at(handle, draft):
                     draft.unlink()
             return
         finally:
             os.close(handle)
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still has its name: whoever had it locked before may have renamed or removed it."""
     try:
         return os.path.samestat(os.fstat(handle), os.lstat(path))
     except FileNotFoundError:
